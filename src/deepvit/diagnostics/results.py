@@ -1,0 +1,207 @@
+"""The structure of a diagnosis: what was measured, of which blocks, how, and the verdict.
+
+Everything converts to plain JSON values by ``to_dict`` and back by ``from_dict``. Numbers that do not exist
+(the first block has no previous block; blocks of other shapes are not compared) are ``None``, never NaN.
+Blocks are counted from 0, as in their names.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = "deepvit.collapse"
+VERSION = 1
+
+Matrix = list[list[float | None]]
+
+
+@dataclass
+class BlockFacts:
+    """One block: its place in the model and the shapes that its numbers refer to.
+
+    ``group``: blocks with the same number have maps of one shape and are compared with each other; ``None``
+    when the block's attention cannot be compared or was not seen. ``kind``: "global", "windowed", "pooled"
+    (fewer keys than queries), "class" (only the class token asks) or "none". ``grid``: rows and columns of
+    the patch tokens, ``None`` when there is no grid. ``mixed``: the map that multiplies V is not the softmax map
+    (Re-attention, talking heads), so it may have negative entries. ``patch_pixels``: input pixels from one
+    patch of the grid to the next.
+    """
+
+    index: int
+    name: str
+    kind: str = "global"
+    group: int | None = 0
+    heads: int | None = None
+    queries: int | None = None
+    keys: int | None = None
+    prefix: int = 0
+    grid: list[int] | None = None
+    channels: int | None = None
+    patch_pixels: float | None = None
+    mixed: bool = False
+
+
+@dataclass
+class Series:
+    """One metric (a key of ``catalogue.METRICS``) per block: mean and standard deviation over images.
+
+    ``images`` is how many images the numbers rest on.
+    """
+
+    values: list[float | None]
+    spread: list[float | None]
+    images: int
+
+
+@dataclass
+class SimilarBlocks:
+    """The count of similar blocks and its rule, which every report states.
+
+    ``blocks`` are those whose attention similarity with the previous block is at least ``threshold``;
+    ``comparable`` is how many blocks have a previous block of the same map shape; ``images_share[i]`` is the
+    share of images in which block i meets the rule by itself.
+    """
+
+    threshold: float
+    rule: str
+    blocks: list[int]
+    comparable: int
+    images_share: list[float | None]
+
+
+@dataclass
+class BlockMap:
+    """What one query attends to in one block, per head, over the grid of patches, as bytes.
+
+    The value at (head, row, column) is ``low + (high - low) * byte / 255``. ``low`` is
+    negative where mixed maps are. ``query`` is "class token" or "mean of all queries". ``data`` is base64 of heads*rows*columns bytes.
+    """
+
+    block: int
+    query: str
+    shape: list[int]
+    low: float
+    high: float
+    data: str
+
+    def bytes(self) -> bytes:
+        """The bytes themselves, in the order head, row, column."""
+        return base64.b64decode(self.data)
+
+
+@dataclass
+class ImageMaps:
+    """A chosen image (uint8 RGB [height, width, 3] in base64, mean and deviation undone) and its maps."""
+
+    label: str
+    shape: list[int]
+    pixels: str
+    maps: list[BlockMap] = field(default_factory=list)
+
+    def bytes(self) -> bytes:
+        """The pixels, row by row, RGB."""
+        return base64.b64decode(self.pixels)
+
+
+@dataclass
+class Finding:
+    """One thing that the figures say.
+
+    ``kind``: see ``Verdict.kind``; "notice" for what is worth saying but is no collapse. ``evidence`` maps what
+    was compared ("entropy, mean of blocks 8 to 11") to its number. ``images_share`` is the share of images that
+    show it by themselves.
+    """
+
+    kind: str
+    blocks: list[int]
+    sentence: str
+    evidence: dict[str, float] = field(default_factory=dict)
+    images_share: float | None = None
+
+
+@dataclass
+class Cure:
+    """A cure that answers the verdict: name as in ``deepvit list cures`` (or a loss), blocks as in ``--blocks``."""
+
+    name: str
+    blocks: str
+    why: str
+
+
+@dataclass
+class Verdict:
+    """Does it collapse, from which block on, towards what, what answers that, and how sure that is.
+
+    ``kind`` is "healthy", "maps_alike", "uniform_maps", "sharp_maps", "patches_alike", or
+    "untrained_or_uniform" (all maps near uniform: an untrained network looks like that, so it is not called
+    collapse). ``collapsed`` is true for the middle four. ``from_block`` counts from 0. ``sureness`` is "sure", "likely" or "unsure".
+    """
+
+    kind: str
+    collapsed: bool
+    from_block: int | None
+    headline: str
+    text: str
+    findings: list[Finding] = field(default_factory=list)
+    cures: list[Cure] = field(default_factory=list)
+    sureness: str = "sure"
+    sureness_text: str = ""
+
+
+@dataclass
+class Measurements:
+    """All results of one diagnosis.
+
+    ``series`` per block; ``per_head`` [block][head] for "entropy" and "attention_distance"; ``matrices``
+    [block][block] (keys of ``catalogue.MATRICES``); ``maps`` a few chosen images; ``model`` class, parameters
+    and input size; ``provenance`` how it was measured: images, sampling, thresholds, versions, seconds,
+    unreadable images.
+    """
+
+    name: str
+    model: dict[str, Any]
+    blocks: list[BlockFacts]
+    series: dict[str, Series]
+    per_head: dict[str, list[list[float | None] | None]]
+    matrices: dict[str, Matrix]
+    similar: SimilarBlocks
+    verdict: Verdict
+    provenance: dict[str, Any]
+    maps: list[ImageMaps] = field(default_factory=list)
+
+    def to_dict(self, maps: bool = True) -> dict[str, Any]:
+        """Plain JSON values, headed by schema and version; ``maps=False`` leaves images and maps out."""
+        plain = asdict(self)
+        if not maps:
+            plain["maps"] = []
+        return {"schema": SCHEMA, "version": VERSION, **plain}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Measurements:
+        """The inverse of ``to_dict``. Raises ValueError for another schema or a newer version."""
+        if plain.get("schema") != SCHEMA:
+            raise ValueError(f"not a collapse report: schema is {plain.get('schema')!r}, expected {SCHEMA!r}")
+        if plain.get("version") != VERSION:
+            raise ValueError(
+                f"collapse report of version {plain.get('version')!r}, this package reads version {VERSION}"
+            )
+        verdict = dict(plain["verdict"])
+        verdict["findings"] = [Finding(**entry) for entry in verdict["findings"]]
+        verdict["cures"] = [Cure(**entry) for entry in verdict["cures"]]
+        return cls(
+            name=plain["name"],
+            model=plain["model"],
+            blocks=[BlockFacts(**entry) for entry in plain["blocks"]],
+            series={key: Series(**entry) for key, entry in plain["series"].items()},
+            per_head=plain["per_head"],
+            matrices=plain["matrices"],
+            similar=SimilarBlocks(**plain["similar"]),
+            verdict=Verdict(**verdict),
+            provenance=plain["provenance"],
+            maps=[
+                ImageMaps(**{**entry, "maps": [BlockMap(**block) for block in entry["maps"]]})
+                for entry in plain["maps"]
+            ],
+        )
