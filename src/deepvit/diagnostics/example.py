@@ -1,4 +1,4 @@
-"""A made-up diagnosis with every field filled, for tests of reports and documentation; nothing is measured."""
+"""A made-up diagnosis with every field filled, to test reports on and to document; nothing is measured."""
 
 from __future__ import annotations
 

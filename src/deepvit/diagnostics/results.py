@@ -24,9 +24,9 @@ class BlockFacts:
     ``group``: blocks with the same number have maps of one shape and are compared with each other; ``None``
     when the block's attention cannot be compared or was not seen. ``kind``: "global", "windowed", "pooled"
     (fewer keys than queries), "class" (only the class token asks) or "none". ``grid``: rows and columns of
-    the patch tokens, ``None`` when there is no grid. ``mixed``: the map that multiplies V is not the softmax map
-    (Re-attention, talking heads), so it may have negative entries. ``patch_pixels``: input pixels from one
-    patch of the grid to the next.
+    the patch tokens, ``None`` when there is no grid. ``mixed``: the map that multiplies V is not the
+    softmax map (Re-attention, talking heads), so it may have negative entries. ``patch_pixels``: input
+    pixels from one patch of the grid to the next.
     """
 
     index: int
@@ -75,8 +75,9 @@ class SimilarBlocks:
 class BlockMap:
     """What one query attends to in one block, per head, over the grid of patches, as bytes.
 
-    The value at (head, row, column) is ``low + (high - low) * byte / 255``. ``low`` is
-    negative where mixed maps are. ``query`` is "class token" or "mean of all queries". ``data`` is base64 of heads*rows*columns bytes.
+    The value at (head, row, column) is ``low + (high - low) * byte / 255``. ``low`` is negative where mixed
+    maps are. ``query`` is "class token" or "mean of all queries". ``data`` is base64 of heads*rows*columns
+    bytes.
     """
 
     block: int
@@ -109,9 +110,9 @@ class ImageMaps:
 class Finding:
     """One thing that the figures say.
 
-    ``kind``: see ``Verdict.kind``; "notice" for what is worth saying but is no collapse. ``evidence`` maps what
-    was compared ("entropy, mean of blocks 8 to 11") to its number. ``images_share`` is the share of images that
-    show it by themselves.
+    ``kind``: see ``Verdict.kind``; "notice" for what is worth saying but is no collapse. ``evidence`` maps
+    what was compared ("entropy, mean of blocks 8 to 11") to its number. ``images_share`` is the share of
+    images that show it by themselves.
     """
 
     kind: str
@@ -123,7 +124,7 @@ class Finding:
 
 @dataclass
 class Cure:
-    """A cure that answers the verdict: name as in ``deepvit list cures`` (or a loss), blocks as in ``--blocks``."""
+    """What answers the verdict: a name of ``deepvit list cures`` or a loss, blocks as in ``--blocks``."""
 
     name: str
     blocks: str
@@ -136,7 +137,8 @@ class Verdict:
 
     ``kind`` is "healthy", "maps_alike", "uniform_maps", "sharp_maps", "patches_alike", or
     "untrained_or_uniform" (all maps near uniform: an untrained network looks like that, so it is not called
-    collapse). ``collapsed`` is true for the middle four. ``from_block`` counts from 0. ``sureness`` is "sure", "likely" or "unsure".
+    collapse). ``collapsed`` is true for the middle four. ``from_block`` counts from 0. ``sureness`` is
+    "sure", "likely" or "unsure".
     """
 
     kind: str
