@@ -1,0 +1,15 @@
+"""Capture: attention maps, tokens, queries, keys and values of any model, without its code."""
+
+from __future__ import annotations
+
+from deepvit.diagnostics.capture.seen import (
+    AttentionConsumer,
+    Check,
+    MapLayout,
+    Seen,
+    Skipped,
+    TokenConsumer,
+    TokenLayout,
+)
+
+__all__ = ["AttentionConsumer", "Check", "MapLayout", "Seen", "Skipped", "TokenConsumer", "TokenLayout"]

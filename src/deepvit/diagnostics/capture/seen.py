@@ -1,0 +1,118 @@
+"""What a capture gives: tensors by block name, and beside each what its axes mean and how it was verified.
+
+Legend of shapes: B images, H heads, N tokens (queries), M tokens (keys), D head width, C channels, W windows per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """What the axes of one attention map mean; ``seen.layout[key]`` describes ``seen.attention[key]``.
+
+    A map is ``[B * windows, heads, queries, keys]``; with ``windows > 1`` the windows of one image lie next to each
+    other (image-major). Prefix tokens (class, distillation, registers) come first, then patches in row-major order.
+    """
+
+    key: str  # the key in seen.attention
+    block: str  # module name of the block; differs from key where one block has several attentions (MaxViT)
+    module: str  # module name of the attention layer in which the map was made
+    heads: int
+    queries: int  # N, rows
+    keys: int  # M, columns; differs from N in class attention (CaiT) and pooled keys (PVT, MViT)
+    head_dim: int  # width of one head's values
+    windows: int  # windows per image; 1 means that attention is global
+    query_prefix: int  # how many of the rows are prefix tokens
+    key_prefix: int  # how many of the columns are prefix tokens
+    query_grid: (
+        tuple[int, int] | None
+    )  # (rows, columns) of the query patches, within one window if windows > 1
+    key_grid: tuple[int, int] | None  # the same of the key patches; None where it could not be told
+    source: str  # "scaled_dot_product_attention" | "softmax" | "multi_head_attention" | "reattention"
+    measured: str  # in words: "softmax map", or "softmax map after linear, then multiplied by V"
+    decided: str  # in words: how prefix tokens and grid were told
+
+    @property
+    def is_global_square(self) -> bool:
+        """Whether the map is over all tokens of the image on both sides (and so comparable across blocks)."""
+        return self.windows == 1 and self.queries == self.keys
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What ``seen.tokens[block]`` ``[B, N, C]`` holds: the tokens as they leave the block."""
+
+    block: str
+    tokens: int  # N
+    channels: int  # C
+    prefix: int  # how many of the N are prefix tokens (they come first)
+    grid: tuple[int, int] | None  # (rows, columns) of the patches; None where it could not be told
+    read_from: (
+        str  # "output of blocks.0", or "input of transformer.layers.1.0" where the block is no called module
+    )
+    decided: str  # in words: how prefix tokens and grid were told
+
+
+@dataclass(frozen=True)
+class Check:
+    """The rebuilding of one attention output from its captured map, compared with what the model computed."""
+
+    key: str
+    error: float  # largest absolute difference, divided by the largest absolute output
+    tolerance: float  # depends on the dtype of the model's own output
+    how: str  # in words: what was compared with what
+    forwards: int = 1  # how many forward passes are in ``error`` (the largest over them)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the rebuilt output agrees (NaN does not)."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A softmax or an attention that was seen and is not in the result, with the reason."""
+
+    module: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass
+class Seen:
+    """Everything captured. Tensors are those of the latest forward pass, detached, on the model's device.
+
+    ``attention[key]`` is the matrix that multiplies V, ``[B, H, N, M]`` (``[B * W, H, n, m]`` in windows); it is the
+    softmax map wherever the model does nothing to it in between, and ``softmax[key]`` holds the softmax map where the
+    model does (Re-attention, talking heads). Half-precision models give float32 maps.
+
+    A kind that goes to a consumer (``on_attention``, ``on_tokens``) is not kept: its dictionary stays empty, while
+    layouts and checks are filled all the same.
+    """
+
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    softmax: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)  # [B, N, C], as they leave the block
+    queries: dict[str, Tensor] = field(default_factory=dict)  # [B * W, H, N, D], as they meet the keys
+    keys: dict[str, Tensor] = field(default_factory=dict)  # [B * W, H, M, D]
+    values: dict[str, Tensor] = field(default_factory=dict)  # [B * W, H, M, Dv]
+    layout: dict[str, MapLayout] = field(default_factory=dict)
+    token_layout: dict[str, TokenLayout] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)  # names of the attention blocks in order of execution
+    images: int = 0  # in the latest forward pass
+    image_size: tuple[int, int] | None = None  # (height, width) in pixels
+    forwards: int = 0
+    notes: list[str] = field(default_factory=list)  # e.g. that the model was in training mode
+
+
+# A consumer is called as soon as its tensor exists, in order of execution, and nothing is kept. The attention map may be
+# held on to (it is not written again); tokens must be copied by whoever keeps them, the model may overwrite them.
+AttentionConsumer = Callable[[str, Tensor, MapLayout], None]
+TokenConsumer = Callable[[str, Tensor, TokenLayout], None]
