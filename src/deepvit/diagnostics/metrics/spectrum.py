@@ -1,0 +1,22 @@
+"""Effective rank: about how many directions a matrix really has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def effective_rank(matrix: Tensor) -> Tensor:
+    """Effective rank of matrices [..., M, N] -> [...], from 1 to min(M, N).
+
+    ``exp(-sum_i p_i log p_i)``, ``p_i = s_i / sum_j s_j`` with the singular values s. 1: a rank-one matrix
+    (all queries attend alike; all tokens parallel); k for k orthogonal directions of the same strength. NaN
+    for a matrix of zeros. Computed in float64 from the eigenvalues of the smaller Gram matrix. Source: Roy
+    & Vetterli, "The effective rank: a measure of effective dimensionality", 2007.
+    """
+    values = matrix.to(torch.float64)
+    gram = values @ values.mT if values.shape[-2] <= values.shape[-1] else values.mT @ values
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    share = singular / singular.sum(-1, keepdim=True)
+    entropy: Tensor = torch.special.entr(share).sum(-1)
+    return entropy.exp()

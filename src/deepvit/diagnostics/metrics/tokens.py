@@ -1,0 +1,86 @@
+"""Properties of the patch tokens after a block; who calls leaves out prefix tokens (class, registers).
+
+Legend: B images, N patches, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+HIGH_NORM_FACTOR = 3.0
+
+
+def patch_similarity(tokens: Tensor) -> Tensor:
+    """Patch similarity P(h) of patch tokens [B,N,C] -> [B], in [0, 1].
+
+    ``mean over i != j of |cos(h_i, h_j)|``. 1: all patches point along one line, place is lost; about
+    sqrt(2 / (pi C)) for random directions. A zero token has cosine 0 with every other. NaN for one patch.
+    Source: patch diversification (Gong et al., arXiv 2104.12753).
+    """
+    units = F.normalize(tokens.to(torch.float32), dim=-1)
+    gram = (units @ units.mT).abs()
+    count = tokens.shape[1]
+    total = gram.sum(dim=(-2, -1)) - gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return total / (count * (count - 1)) if count > 1 else torch.full_like(total, torch.nan)
+
+
+def signed_patch_similarity(tokens: Tensor) -> Tensor:
+    """``mean over i != j of cos(h_i, h_j)`` of patch tokens [B,N,C] -> [B], in [-1/(N-1), 1].
+
+    As ``patch_similarity``, but opposite directions count as different. NaN for one patch.
+    """
+    units = F.normalize(tokens.to(torch.float32), dim=-1)
+    count = tokens.shape[1]
+    # |sum of unit vectors|^2 holds all pairs and the N equal ones.
+    total = units.sum(1).square().sum(-1) - units.square().sum(dim=(-2, -1))
+    return total / (count * (count - 1)) if count > 1 else torch.full_like(total, torch.nan)
+
+
+def feature_similarity(tokens: Tensor, last: Tensor) -> Tensor:
+    """``mean over patches i of cos(h_i, last_i)``: tokens and the last block's, [B,N,C] each -> [B].
+
+    In [-1, 1]; 1: the blocks in between no longer turn the features. Source: DeepViT (arXiv 2103.11886),
+    feature similarity of each block's output with the last block's; taken over patch tokens here.
+    """
+    return F.cosine_similarity(tokens.to(torch.float32), last.to(torch.float32), dim=-1).mean(-1)
+
+
+def rank_one_distance(tokens: Tensor) -> Tensor:
+    """``|X - 1 mean(X)| / |X|`` (Frobenius) of patch tokens [B,N,C] -> [B], in [0, 1].
+
+    0: all patches are the same vector; 1: their mean is zero. NaN when all are zero. Source: the residual
+    of Dong et al. (arXiv 2103.03404), who take the 1-infinity norm and do not divide; the mean is its
+    minimiser in the Frobenius norm.
+    """
+    tokens = tokens.to(torch.float32)
+    rest = tokens - tokens.mean(1, keepdim=True)
+    return _length(rest) / _length(tokens)
+
+
+def change(before: Tensor, after: Tensor) -> Tensor:
+    """How much a block changes its tokens, ``|X_out - X_in| / |X_in|`` (Frobenius): [B,N,C] each -> [B].
+
+    From 0; 0: the block passes its input on. NaN (or infinity) when the input is zero.
+    """
+    before, after = before.to(torch.float32), after.to(torch.float32)
+    return _length(after - before) / _length(before)
+
+
+def high_norm_share(tokens: Tensor, factor: float = HIGH_NORM_FACTOR) -> Tensor:
+    """Share of patches whose norm is above ``factor`` times the median norm of their image: [B,N,C] -> [B].
+
+    Source: Darcet et al., "Vision Transformers need registers" (arXiv 2309.16588), who cut at a norm that
+    suits one model; a multiple of the median is our rule, so that it suits any.
+    """
+    norms = torch.linalg.vector_norm(tokens.to(torch.float32), dim=-1)
+    median = norms.median(dim=-1, keepdim=True).values
+    high: Tensor = norms > factor * median
+    return high.to(torch.float32).mean(-1)
+
+
+def _length(tokens: Tensor) -> Tensor:
+    """Frobenius norm of each image's tokens: [B,N,C] -> [B]."""
+    length: Tensor = torch.linalg.vector_norm(tokens, dim=(1, 2))
+    return length
