@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .blocks import parse_blocks
+from .reattention import ReAttention
 
-__all__ = ["parse_blocks"]
+__all__ = ["ReAttention", "parse_blocks"]

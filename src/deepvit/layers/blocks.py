@@ -27,16 +27,14 @@ def parse_blocks(spec: str | int | Sequence[int] | None, depth: int) -> list[int
         return []
     if isinstance(spec, str):
         numbers = [number for part in spec.split(",") for number in _parse_part(part.strip(), spec, depth)]
-    elif isinstance(spec, int) and not isinstance(spec, bool):
-        numbers = [spec]
     else:
-        numbers = list(spec) if isinstance(spec, Sequence) else []
-        if not isinstance(spec, Sequence) or any(not isinstance(n, int) or isinstance(n, bool) for n in numbers):
+        numbers = [spec] if isinstance(spec, int) else list(spec)
+        if any(not isinstance(n, int) or isinstance(n, bool) for n in numbers):
             raise UserError(f"blocks={spec!r}: expected {_FORMS}")
     for number in numbers:
         if not 0 <= number < depth:
             raise UserError(
-                f"blocks={spec!r}: there is no block {number} in a network of {depth} blocks (0 to {depth - 1})"
+                f"blocks={spec!r}: no block {number} in a network of {depth} blocks (0 to {depth - 1})"
             )
     return sorted(set(numbers))
 

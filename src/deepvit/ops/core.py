@@ -11,17 +11,18 @@
     dropout_p   float         dropout on the maps; a backend that has none refuses it in ``why_not``
 
     o  [B, H, N, D]   dtype of v:  o_h = (sum_g theta[h, g] (P_g - 1/N)) v_h,   P_g = softmax(scale q_g k_g^T)
-    c  [H, H]         dtype of theta:  c[g, g'] = sum over b, m, n of (P_g - 1/N) (P_g' - 1/N), a sum and not a
-                      mean, centred before the product; zeros where need_stats is false
-    e  [H] or None    dtype of theta:  e[g] = sum over b, m, n of (P_g - 1/N): None without dropout, where it is 0
+    c  [H, H]         dtype of theta:  c[g, g'] = sum over b, m, n of (P_g - 1/N) (P_g' - 1/N), a sum and not
+                      a mean, centred before the product; zeros where need_stats is false
+    e  [H] or None    dtype of theta:  e[g] = sum over b, m, n of (P_g - 1/N); None without dropout: it is 0
 
 Maps enter o *centred*, so that bfloat16 keeps its digits where maps are nearly uniform (a fresh network): the
 1/N that every entry shares would drown the part that carries information. Without dropout the rows of P sum
 to 1, so that a backend may subtract 1/N from P in float32 before rounding, or subtract its mean over the
 tokens from v: both give the same o. With P~ = dropout(P), P~ takes the place of P in o, c and e.
 
-Differentiable in q, k, v and theta, given gradients of o and of c, e (where need_stats). In the backward pass
-the centring of P needs no term of its own in dP, since the softmax backward ignores a constant added to a row:
+Differentiable in q, k, v and theta, given gradients of o and of c, e (where need_stats). In the backward
+pass the centring of P needs no term of its own in dP, since the softmax backward ignores a constant added to
+a row:
 
     Pc = P - 1/N,  G = dC + dC^T,  dM_h = dO_h v_h^T,  dv_h = (sum_g theta[h,g] Pc_g)^T dO_h,
     dtheta[h,g] = <dM_h, Pc_g>,  dP_g = sum_h theta[h,g] dM_h + sum_g' G[g,g'] P_g'   (up to a row constant)
@@ -55,4 +56,6 @@ class Core(Protocol):
         scale: float,
         need_stats: bool,
         dropout_p: float,
-    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(o, c, e) as described above."""
+        ...

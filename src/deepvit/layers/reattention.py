@@ -1,0 +1,182 @@
+"""Re-attention as a layer that takes the place of timm's ``Attention``."""
+
+# B batch, N tokens, C model width, H heads, D head width
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..ops import BACKENDS, NORMS, reattention
+
+INITS = ("official", "identity")
+
+
+class ReAttention(nn.Module):
+    """Self-attention whose maps are mixed over heads and normalised: [B, N, dim] -> [B, N, dim].
+
+    DeepViT, Zhou et al. 2021 (arXiv 2103.11886), in the official code's form and state names, so that its
+    checkpoints load as they are: ``reatten_matrix`` (a 1x1 convolution over heads) holds theta and its bias,
+    ``var_norm`` (a batch norm over heads) holds gain, shift and running statistics. They are containers; the
+    arithmetic is :func:`deepvit.ops.reattention`, which keeps no attention map.
+
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` works as usual: the layer then takes its statistics over
+    the processes of that group.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: number of heads; must divide ``dim`` unless ``attn_head_dim`` is given.
+        attn_head_dim: width of one head; None is ``dim // num_heads``.
+        dim_out: width of the result; None is ``dim``.
+        qkv_bias: bias of the query, key and value projection.
+        qk_norm: normalise queries and keys per head with ``norm_layer``.
+        scale_norm: normalise the heads' output with ``norm_layer`` before the last projection.
+        proj_bias: bias of the last projection.
+        gated: multiply the heads' output by a sigmoid gate computed from the input.
+        attn_drop: dropout on the softmax maps, before theta.
+        proj_drop: dropout after the last projection.
+        norm_layer: constructor for ``qk_norm`` and ``scale_norm``; None is ``nn.LayerNorm``.
+        device: where parameters are made.
+        dtype: of the parameters.
+        backend: "auto", "reference", "streaming" or "triton".
+        init: theta's start: "official" (the default of a convolution, U(-H^-1/2, H^-1/2)) or "identity"
+            (theta the unit matrix, bias 0; the author reports similar results).
+        norm: "batch", as published, or "none".
+        rescale: multiply the normalised map by D^-1/2, as the published S model does.
+
+    Raises:
+        UserError: options that do not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 12,
+        *,
+        attn_head_dim: int | None = None,
+        dim_out: int | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
+        proj_bias: bool = True,
+        gated: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_layer: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        init: str = "official",
+        norm: str = "batch",
+        rescale: bool = False,
+    ) -> None:
+        super().__init__()
+        if attn_head_dim is None and dim % num_heads != 0:
+            raise UserError(f"dim={dim} must be a multiple of num_heads={num_heads}")
+        if backend != "auto" and backend not in BACKENDS:
+            raise UserError(f"backend={backend!r} is unknown; choose auto, {', '.join(BACKENDS)}")
+        if init not in INITS:
+            raise UserError(f"init={init!r} is unknown; choose {' or '.join(INITS)}")
+        if norm not in NORMS:
+            raise UserError(f"norm={norm!r} is unknown; choose {' or '.join(NORMS)}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        norm_layer = nn.LayerNorm if norm_layer is None else norm_layer
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads if attn_head_dim is None else attn_head_dim
+        self.attn_dim = num_heads * self.head_dim
+        self.scale = self.head_dim**-0.5
+        self.backend, self.init, self.norm_mode, self.rescale = backend, init, norm, rescale
+        self.output_scale = self.head_dim**-0.5 if rescale else 1.0
+
+        self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=qkv_bias, **factory)
+        self.q_norm = norm_layer(self.head_dim, **factory) if qk_norm else nn.Identity()
+        self.k_norm = norm_layer(self.head_dim, **factory) if qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.reatten_matrix = nn.Conv2d(num_heads, num_heads, 1, **factory)
+        self.var_norm = nn.BatchNorm2d(num_heads, **factory) if norm == "batch" else nn.Identity()
+        self.norm = norm_layer(self.attn_dim, **factory) if scale_norm else nn.Identity()
+        self.gate = nn.Linear(dim, self.attn_dim, bias=qkv_bias, **factory) if gated else None
+        self.proj = nn.Linear(self.attn_dim, dim if dim_out is None else dim_out, bias=proj_bias, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_theta()
+
+    @torch.no_grad()
+    def reset_theta(self) -> None:
+        """Set theta to its initial value. A model's own weight initialisation should call this last."""
+        if self.init == "identity":
+            nn.init.eye_(self.reatten_matrix.weight.view(self.num_heads, self.num_heads))
+            nn.init.zeros_(self._theta_bias())
+        else:
+            self.reatten_matrix.reset_parameters()
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """x [B, N, dim] -> [B, N, dim_out]; masks are refused: batch norm over maps has no masked form."""
+        if attn_mask is not None:
+            raise UserError("ReAttention takes no attn_mask: its norm is over whole maps; remove the mask")
+        if is_causal:
+            raise UserError(
+                "ReAttention takes no is_causal=True: its norm is over whole maps; leave it False"
+            )
+        batch, tokens, _ = x.shape
+        # Unbound before the transpose: the three gradients are then stacked in the projection's own layout.
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        y = reattention(
+            self.q_norm(q),
+            self.k_norm(k),
+            v,
+            self.reatten_matrix.weight.view(self.num_heads, self.num_heads),
+            theta_bias=self._theta_bias(),
+            norm=self.norm_mode,
+            scale=self.scale,
+            output_scale=self.output_scale,
+            dropout_p=self.attn_drop.p if self.attn_drop.training else 0.0,
+            backend=self.backend,
+            **self._norm_arguments(),
+        )
+        y = self.norm(y.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+        if self.gate is not None:
+            y = y * self.gate(x).sigmoid()
+        result: Tensor = self.proj_drop(self.proj(y))
+        return result
+
+    def _theta_bias(self) -> Tensor:
+        assert self.reatten_matrix.bias is not None
+        return self.reatten_matrix.bias
+
+    def _norm_arguments(self) -> dict[str, Any]:
+        """What the operator needs of ``var_norm``, whose mode (and not the layer's) decides, as in torch."""
+        norm = self.var_norm
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            return {"training": self.training}
+        momentum = norm.momentum
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if momentum is None:  # a cumulative average
+                momentum = 1.0 / float(norm.num_batches_tracked)
+        return {
+            "training": norm.training or norm.running_mean is None,
+            "norm_weight": norm.weight,
+            "norm_bias": norm.bias,
+            "running_mean": norm.running_mean,
+            "running_var": norm.running_var,
+            "momentum": 0.0 if momentum is None else momentum,
+            "eps": norm.eps,
+            "process_group": _process_group(norm) if norm.training else None,
+        }
+
+    def extra_repr(self) -> str:
+        """Options that the parts do not show."""
+        return f"backend={self.backend}, init={self.init}, norm={self.norm_mode}, rescale={self.rescale}"
+
+
+def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
+    """The group over which a converted norm synchronises; None without one, or alone in it."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group if norm.process_group is not None else dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None

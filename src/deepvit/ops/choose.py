@@ -1,0 +1,54 @@
+"""Which backend runs: the one that was asked for, or for ``auto`` the fastest that can, as measured."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from ..errors import UserError
+from . import reference, streaming
+
+BACKENDS = ("reference", "streaming", "triton")
+"""Every backend's name; ``auto`` stands for the choice among them."""
+
+
+def backend_module(name: str) -> ModuleType:
+    """The module of a backend: ``NAME``, ``why_not`` and ``core`` (or, for reference, ``reattention``)."""
+    if name == "triton":
+        from . import triton_backend
+
+        return triton_backend
+    return {"reference": reference, "streaming": streaming}[name]
+
+
+def choose_backend(q: Tensor, dropout_p: float = 0.0, backend: str = "auto") -> str:
+    """The name of the backend that will run for queries like ``q`` [B, H, N, D].
+
+    Raises:
+        UserError: ``backend`` is not a backend, or cannot run this input; the reason and what to ask for
+            instead are in the text. Only ``auto`` chooses: nothing else is ever replaced silently.
+    """
+    if backend == "auto":
+        return _fastest(q, dropout_p)
+    if backend not in BACKENDS:
+        raise UserError(
+            f"backend={backend!r} is not a Re-attention backend; choose auto, {', '.join(BACKENDS)}"
+        )
+    reason: str | None = backend_module(backend).why_not(q, dropout_p)
+    if reason is not None:
+        raise UserError(f"backend={backend!r} cannot run here: {reason}")
+    return backend
+
+
+def available_backends(q: Tensor, dropout_p: float = 0.0) -> list[str]:
+    """Names of the backends that can run queries like ``q`` [B, H, N, D]."""
+    return [name for name in BACKENDS if backend_module(name).why_not(q, dropout_p) is None]
+
+
+def _fastest(q: Tensor, dropout_p: float) -> str:
+    # On an NVIDIA GPU one program holds all heads and no map leaves the chip; elsewhere streaming is the
+    # fastest at every size that benchmarks/results/attention holds, and reference never is.
+    if q.device.type == "cuda" and backend_module("triton").why_not(q, dropout_p) is None:
+        return "triton"
+    return "streaming"

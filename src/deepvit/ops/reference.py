@@ -1,0 +1,140 @@
+"""Re-attention as it is defined, every map in memory: the ground truth for the fast backends' tests.
+
+Definition: DeepViT, Zhou et al. 2021 (arXiv 2103.11886), in the official code's order: scale, softmax,
+dropout, a 1x1 convolution over heads (theta and its bias), batch norm over heads, output scale, times V.
+"""
+
+# B batch, H heads, N tokens, D head width
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from .collective import all_reduce_sum
+
+NAME = "reference"
+
+
+def why_not(q: Tensor, dropout_p: float) -> str | None:
+    """None: the definition runs on any device, in any floating dtype, with any option."""
+    return None
+
+
+def reattention_maps(
+    q: Tensor,
+    k: Tensor,
+    theta: Tensor,
+    *,
+    theta_bias: Tensor | None = None,
+    norm: str = "batch",
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    scale: float | None = None,
+    output_scale: float = 1.0,
+    dropout_p: float = 0.0,
+    process_group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The attention maps P (softmax) and Y (mixed over heads and normalised), both [B, H, N, N].
+
+    Options are those of :func:`deepvit.ops.reattention`. In half precision the maps are computed and returned
+    in float32, because bfloat16 has too few digits for the variance of nearly uniform maps. With
+    ``training=True`` the running statistics are updated in place; P is returned as it enters the mixing, that
+    is after dropout.
+    """
+    if q.dtype in (torch.bfloat16, torch.float16):
+        q, k = q.float(), k.float()
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    heads = q.shape[1]
+    P_BHNN = F.softmax((q * scale) @ k.mT, dim=-1)
+    if training and dropout_p > 0:
+        P_BHNN = F.dropout(P_BHNN, dropout_p)
+    bias = None if theta_bias is None else theta_bias.to(q.dtype)
+    Z_BHNN = F.conv2d(P_BHNN, theta.to(q.dtype).view(heads, heads, 1, 1), bias)
+    if norm == "none":
+        Y_BHNN = Z_BHNN
+    elif training and process_group is not None:
+        Y_BHNN = _synchronised_batch_norm(
+            Z_BHNN, norm_weight, norm_bias, running_mean, running_var, momentum, eps, process_group
+        )
+    else:
+        Y_BHNN = F.batch_norm(
+            Z_BHNN, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps
+        )
+    return P_BHNN, Y_BHNN * output_scale
+
+
+def _synchronised_batch_norm(
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup,
+) -> Tensor:
+    """Batch norm of z [B, H, N, N] whose mean and variance are taken over the maps of every process."""
+    dims = (0, 2, 3)
+    total, count = (
+        all_reduce_sum(z.sum(dims), group),
+        all_reduce_sum(z.new_tensor(z.numel() / z.shape[1]), group),
+    )
+    mean = (total / count).view(1, -1, 1, 1)
+    var = (all_reduce_sum((z - mean).square().sum(dims), group) / count).view(1, -1, 1, 1)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.flatten().to(running_mean.dtype), momentum)
+            running_var.lerp_((var.flatten() * count / (count - 1)).to(running_var.dtype), momentum)
+    y = (z - mean) * torch.rsqrt(var + eps)
+    y = y if weight is None else y * weight.view(1, -1, 1, 1)
+    return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+
+def reattention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    *,
+    theta_bias: Tensor | None,
+    norm: str,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    scale: float,
+    output_scale: float,
+    dropout_p: float,
+    process_group: dist.ProcessGroup | None,
+) -> Tensor:
+    """Y V, [B, H, N, D] in v's dtype. The product is taken in the maps' precision and rounded once."""
+    _, Y_BHNN = reattention_maps(
+        q,
+        k,
+        theta,
+        theta_bias=theta_bias,
+        norm=norm,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        running_mean=running_mean,
+        running_var=running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        scale=scale,
+        output_scale=output_scale,
+        dropout_p=dropout_p,
+        process_group=process_group,
+    )
+    return (Y_BHNN @ v.to(Y_BHNN.dtype)).to(v.dtype)
