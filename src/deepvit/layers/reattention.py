@@ -154,7 +154,9 @@ class ReAttention(nn.Module):
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             return {"training": self.training}
         momentum = norm.momentum
-        if norm.training and norm.num_batches_tracked is not None:
+        if _recomputing():
+            momentum = 0.0  # the batch was counted in the forward pass
+        elif norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
             if momentum is None:  # a cumulative average
                 momentum = 1.0 / float(norm.num_batches_tracked)
@@ -172,6 +174,12 @@ class ReAttention(nn.Module):
     def extra_repr(self) -> str:
         """Options that the parts do not show."""
         return f"backend={self.backend}, init={self.init}, norm={self.norm_mode}, rescale={self.rescale}"
+
+
+def _recomputing() -> bool:
+    """Whether gradient checkpointing runs this forward pass a second time, within the backward pass."""
+    # The same question to autograd that torch.utils.checkpoint asks; under the compiler it is never so.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
