@@ -135,6 +135,16 @@ def test_entropy_refuses_what_is_no_distribution(maps):
         metrics.attention_entropy(maps)
 
 
+def test_contrast_of_uniform_one_hot_and_signed_maps():
+    torch.testing.assert_close(metrics.map_contrast(uniform_maps(16)), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(metrics.map_contrast(permutation_maps((1, 0, 2))), torch.full((2,), 2**0.5))
+    nearly = softmax_maps(1, 2, 40, 40, sharpness=0.05)
+    short = 1 - metrics.attention_entropy(nearly).mean().item()
+    assert metrics.map_contrast(nearly).item() ** 2 / (2 * math.log(40)) == pytest.approx(short, rel=0.05)
+    mixed = 2 * nearly[:, [1, 0]] - 0.5 * nearly
+    assert metrics.map_contrast(mixed).item() < 0.2
+
+
 def test_attention_distance_of_known_maps():
     identity = permutation_maps(range(6))
     torch.testing.assert_close(metrics.attention_distance(identity, (2, 3)), torch.zeros(2, 3))

@@ -81,17 +81,45 @@ def test_high_norm_share():
     assert metrics.high_norm_share(x).item() == 0
 
 
-def test_cka_closed_forms_and_invariances():
+@pytest.mark.parametrize("debiased", [True, False])
+def test_cka_invariances(debiased):
     x, y = tokens(40, 6), tokens(40, 9, seed=1)
     rotation = torch.linalg.qr(tokens(6, 6, seed=2)).Q
-    assert metrics.linear_cka(x, x) == pytest.approx(1, abs=1e-6)
-    assert metrics.linear_cka(x, 5 * x @ rotation + 3) == pytest.approx(1, abs=1e-5)
+    assert metrics.linear_cka(x, x, debiased) == pytest.approx(1, abs=1e-6)
+    assert metrics.linear_cka(x, 5 * x @ rotation + 3, debiased) == pytest.approx(1, abs=1e-5)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
-    assert metrics.linear_cka(x[order], y[order]) == pytest.approx(metrics.linear_cka(x, y), abs=1e-6)
-    # Features that never vary together: two cosines of different frequency over the tokens.
-    phase = torch.arange(40) / 40 * 2 * torch.pi
-    assert metrics.linear_cka(phase.cos()[:, None], (2 * phase).cos()[:, None]) == pytest.approx(0, abs=1e-6)
+    plain = metrics.linear_cka(x, y, debiased)
+    assert metrics.linear_cka(x[order], y[order], debiased) == pytest.approx(plain, abs=1e-6)
+    assert metrics.cka_matrix([x, y, x], debiased)[0].tolist() == pytest.approx([1, plain, 1], abs=1e-6)
+
+
+def test_plain_cka_equals_the_form_in_features():
+    x, y = tokens(40, 6), tokens(40, 9, seed=1)
     xc, yc = x - x.mean(0), y - y.mean(0)
     brute = (yc.T @ xc).norm() ** 2 / ((xc.T @ xc).norm() * (yc.T @ yc).norm())
-    assert metrics.linear_cka(x, y) == pytest.approx(brute.item(), abs=1e-6)
-    assert metrics.cka_matrix([x, y, x])[0].tolist() == pytest.approx([1, brute.item(), 1], abs=1e-6)
+    assert metrics.linear_cka(x, y, debiased=False) == pytest.approx(brute.item(), abs=1e-6)
+    # Features that never vary together: two cosines of different frequency over the tokens.
+    phase = torch.arange(40) / 40 * 2 * torch.pi
+    apart = metrics.linear_cka(phase.cos()[:, None], (2 * phase).cos()[:, None], debiased=False)
+    assert apart == pytest.approx(0, abs=1e-6)
+
+
+def test_debiased_cka_equals_the_unbiased_hsic_and_is_near_zero_for_unrelated_features():
+    x, y = tokens(12, 4).double(), tokens(12, 5, seed=1).double()
+
+    def hsic(a, b):
+        n = len(a)
+        k, m = a @ a.T, b @ b.T
+        k.fill_diagonal_(0)
+        m.fill_diagonal_(0)
+        middle = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ m.sum(0))
+        return ((k @ m).trace() + middle) / (n * (n - 3))
+
+    x, y = x - x.mean(0), y - y.mean(0)
+    brute = hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()
+    assert metrics.linear_cka(x, y) == pytest.approx(brute.item(), abs=1e-5)
+    wide, other = tokens(200, 150), tokens(200, 150, seed=1)
+    assert metrics.linear_cka(wide, other, debiased=False) > 0.3
+    assert abs(metrics.linear_cka(wide, other)) < 0.05
+    with pytest.raises(ValueError, match="at least 4"):
+        metrics.linear_cka(x[:3], y[:3])

@@ -62,6 +62,12 @@ _ENTRIES = [
         "Shannon; collapse of entropy: Zhai et al. (arXiv 2303.06296)",
     ),
     MetricInfo(
+        "map_contrast", "Contrast of the attention maps", "ratio", 0.0, None, "low",
+        "rms of A - mean(A) over all heads, divided by the rms of mean(A); of the maps that multiply V",
+        "0: uniform maps, also where heads are mixed and entropy is not defined.",
+        "ours; for softmax maps near uniform 1 - entropy is contrast^2 / (2 log N)",
+    ),
+    MetricInfo(
         "map_rank", "Effective rank of the attention maps", "patterns", 1.0, None, "low",
         "exp of the entropy of the singular values, each divided by their sum",
         "About how many different rows the map is made of; 1: all queries look at the same tokens.",

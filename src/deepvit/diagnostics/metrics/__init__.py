@@ -13,9 +13,9 @@ from .cross import (
     sample_columns,
     similar_blocks,
     similarity_matrix,
-    unit_columns,
+    weighted_columns,
 )
-from .maps import attention_distance, attention_entropy, head_similarity
+from .maps import attention_distance, attention_entropy, head_similarity, is_distribution, map_contrast
 from .spectrum import effective_rank
 from .tokens import (
     change,
@@ -38,12 +38,14 @@ __all__ = [
     "feature_similarity",
     "head_similarity",
     "high_norm_share",
+    "is_distribution",
     "linear_cka",
+    "map_contrast",
     "patch_similarity",
     "rank_one_distance",
     "sample_columns",
     "signed_patch_similarity",
     "similar_blocks",
     "similarity_matrix",
-    "unit_columns",
+    "weighted_columns",
 ]

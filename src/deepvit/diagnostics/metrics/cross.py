@@ -52,8 +52,11 @@ def sample_columns(keys: int, prefix: int, limit: int) -> ColumnSample:
     return ColumnSample(torch.cat([torch.arange(prefix), picked]), weight, False)
 
 
-def unit_columns(maps: Tensor, columns: ColumnSample, centred: bool = False) -> tuple[Tensor, Tensor]:
-    """Columns of maps [B,H,Q,K] scaled to length 1: ([B,H,S,Q] float32, [B,H,S] whether there was a column).
+def weighted_columns(maps: Tensor, columns: ColumnSample, centred: bool = False) -> tuple[Tensor, Tensor]:
+    """Columns of maps [B,H,Q,K] without their length: ([B,H,S,Q] float32, [B,H,S] whether there was a column).
+
+    Each is scaled to length ``sqrt(weight)``: a plain inner product of two blocks is then the weighted sum of
+    cosines.
 
     ``centred`` first takes the mean over queries and keys from each head's map; for a softmax map that is
     1/K exactly. A column of zeros has no direction: it stays zero and is marked absent. A centred column
@@ -70,23 +73,22 @@ def unit_columns(maps: Tensor, columns: ColumnSample, centred: bool = False) -> 
         floor = (mean.abs() * resolution).clamp_min(torch.finfo(torch.float32).tiny)[..., 0]
     length = torch.linalg.vector_norm(values, dim=-1)
     present = length > floor
-    scale = torch.where(present, 1.0 / length.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-    return values * scale[..., None], present
+    root = columns.weight.to(maps.device).sqrt()
+    scale = torch.where(present, root / length.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    return values.mul_(scale[..., None]) if centred else values * scale[..., None], present
 
 
 def pairwise(units: Tensor, present: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean cosine of every pair: units [B,L,G,S,Q], present [B,L,G,S], weight [S] -> [B,L,L].
+    """Weighted mean cosine of every pair, of what ``weighted_columns`` gave for L blocks -> [B,L,L].
 
-    ``G`` is whatever the mean also runs over (heads). A column that is absent on both sides is left out of
-    the mean; absent on one side it counts as 0. NaN when nothing is left. One matrix product, no loop over
-    pairs.
+    ``units`` [B,L,G,S,Q], ``present`` [B,L,G,S], ``weight`` [S]; ``G`` is whatever the mean also runs over
+    (heads). A column that is absent on both sides is left out of the mean; absent on one side it counts as
+    0. NaN when nothing is left. One matrix product, no loop over pairs.
     """
-    # Inputs are [B, L, G, S, Q]; the weight enters as its root on either side of the product.
-    root = weight.to(units.device).sqrt()
-    flat = (units * root[:, None]).flatten(2)
+    flat = units.flatten(2)
     total = flat @ flat.mT
     seen = present.to(torch.float32)
-    mass = (seen * root.square()).flatten(2)
+    mass = (seen * weight.to(units.device)).flatten(2)
     each = mass.sum(-1)
     both = mass @ seen.flatten(2).mT
     either = each[:, :, None] + each[:, None, :] - both
@@ -108,7 +110,7 @@ def similarity_matrix(
     if len({tuple(block.shape) for block in maps}) != 1:
         raise ValueError(f"maps of different shapes cannot be compared: {[tuple(m.shape) for m in maps]}")
     columns = columns or all_columns(maps[0].shape[-1])
-    pairs = [unit_columns(block, columns, centred) for block in maps]
+    pairs = [weighted_columns(block, columns, centred) for block in maps]
     return pairwise(
         torch.stack([p[0] for p in pairs], 1), torch.stack([p[1] for p in pairs], 1), columns.weight
     )

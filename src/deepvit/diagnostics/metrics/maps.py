@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .cross import ColumnSample, all_columns, pairwise, unit_columns
+from .cross import ColumnSample, all_columns, pairwise, weighted_columns
 
 
 def attention_entropy(maps: Tensor) -> Tensor:
@@ -25,12 +25,29 @@ def attention_entropy(maps: Tensor) -> Tensor:
     """
     maps = maps.to(torch.float32)
     keys = maps.shape[-1]
-    if float(maps.amin()) < 0 or float((maps.sum(-1) - 1).abs().amax()) > 0.02:
+    if not is_distribution(maps):
         raise ValueError("entropy needs maps with entries >= 0 and rows that sum to 1")
     if keys == 1:
         return torch.full(maps.shape[:2], torch.nan, device=maps.device)
     entropy: Tensor = torch.special.entr(maps).sum(-1).mean(-1) / math.log(keys)
     return entropy.clamp(0.0, 1.0)
+
+
+def is_distribution(maps: Tensor) -> bool:
+    """Whether every row of the maps [..., K] is a distribution over keys, up to the rounding of half precision."""
+    return float(maps.amin()) >= 0 and float((maps.sum(-1) - 1).abs().amax()) <= 0.02
+
+
+def map_contrast(maps: Tensor) -> Tensor:
+    """How far maps [B,H,Q,K] are from uniform -> [B]; 0 is uniform, and there is no upper end.
+
+    ``sqrt(sum_h |A_h - mean(A_h)|^2 / sum_h |mean(A_h)|^2)``, means over queries and keys, for maps of any
+    sign: unlike entropy it is defined after Re-attention and talking heads. For softmax maps near uniform,
+    ``1 - entropy = contrast^2 / (2 log K)`` to second order. One-hot maps have sqrt(K - 1). Ours.
+    """
+    variance, mean = torch.var_mean(maps.to(torch.float32), dim=(-2, -1), correction=0)
+    contrast: Tensor = (variance.sum(-1) / mean.square().sum(-1)).sqrt()
+    return contrast
 
 
 def cell_centres(rows: int, columns: int, like: tuple[int, int] | None = None) -> Tensor:
@@ -71,11 +88,11 @@ def head_similarity(maps: Tensor, columns: ColumnSample | None = None, centred: 
     neighbouring heads; we take all pairs, because the order of heads means nothing.
     """
     columns = columns or all_columns(maps.shape[-1])
-    return head_similarity_of(*unit_columns(maps, columns, centred), columns.weight)
+    return head_similarity_of(*weighted_columns(maps, columns, centred), columns.weight)
 
 
 def head_similarity_of(units: Tensor, present: Tensor, weight: Tensor) -> Tensor:
-    """``head_similarity`` from what ``unit_columns`` returned: [B,H,S,Q], [B,H,S], weights [S] -> [B]."""
+    """``head_similarity`` from what ``weighted_columns`` returned: [B,H,S,Q], [B,H,S], weights [S] -> [B]."""
     heads = units.shape[1]
     matrix = pairwise(units[:, :, None], present[:, :, None], weight)
     upper = torch.ones(heads, heads, dtype=torch.bool, device=units.device).triu(1)
