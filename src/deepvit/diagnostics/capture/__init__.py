@@ -11,5 +11,16 @@ from deepvit.diagnostics.capture.seen import (
     TokenConsumer,
     TokenLayout,
 )
+from deepvit.diagnostics.capture.session import attention_blocks, capture
 
-__all__ = ["AttentionConsumer", "Check", "MapLayout", "Seen", "Skipped", "TokenConsumer", "TokenLayout"]
+__all__ = [
+    "AttentionConsumer",
+    "Check",
+    "MapLayout",
+    "Seen",
+    "Skipped",
+    "TokenConsumer",
+    "TokenLayout",
+    "attention_blocks",
+    "capture",
+]

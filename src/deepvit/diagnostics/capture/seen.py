@@ -1,6 +1,7 @@
 """What a capture gives: tensors by block name, and beside each what its axes mean and how it was verified.
 
-Legend of shapes: B images, H heads, N tokens (queries), M tokens (keys), D head width, C channels, W windows per image.
+Legend of shapes: B images, H heads, N tokens (queries), M tokens (keys), D head width, C channels, W windows
+per image.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 class MapLayout:
     """What the axes of one attention map mean; ``seen.layout[key]`` describes ``seen.attention[key]``.
 
-    A map is ``[B * windows, heads, queries, keys]``; with ``windows > 1`` the windows of one image lie next to each
-    other (image-major). Prefix tokens (class, distillation, registers) come first, then patches in row-major order.
+    A map is ``[B * windows, heads, queries, keys]``; with ``windows > 1`` the windows of one image lie next
+    to each other (image-major). Prefix tokens (class, distillation, registers) come first, then patches in
+    row-major order.
     """
 
     key: str  # the key in seen.attention
@@ -87,12 +89,12 @@ class Skipped:
 class Seen:
     """Everything captured. Tensors are those of the latest forward pass, detached, on the model's device.
 
-    ``attention[key]`` is the matrix that multiplies V, ``[B, H, N, M]`` (``[B * W, H, n, m]`` in windows); it is the
-    softmax map wherever the model does nothing to it in between, and ``softmax[key]`` holds the softmax map where the
-    model does (Re-attention, talking heads). Half-precision models give float32 maps.
+    ``attention[key]`` is the matrix that multiplies V, ``[B, H, N, M]`` (``[B * W, H, n, m]`` in windows); it
+    is the softmax map wherever the model does nothing to it in between, and ``softmax[key]`` holds the
+    softmax map where the model does (Re-attention, talking heads). Half-precision models give float32 maps.
 
-    A kind that goes to a consumer (``on_attention``, ``on_tokens``) is not kept: its dictionary stays empty, while
-    layouts and checks are filled all the same.
+    A kind that goes to a consumer (``on_attention``, ``on_tokens``) is not kept: its dictionary stays empty,
+    while layouts and checks are filled all the same.
     """
 
     attention: dict[str, Tensor] = field(default_factory=dict)
@@ -112,7 +114,8 @@ class Seen:
     notes: list[str] = field(default_factory=list)  # e.g. that the model was in training mode
 
 
-# A consumer is called as soon as its tensor exists, in order of execution, and nothing is kept. The attention map may be
-# held on to (it is not written again); tokens must be copied by whoever keeps them, the model may overwrite them.
+# A consumer is called as soon as its tensor exists, in order of execution, and nothing is kept. The attention
+# map may be held on to (it is not written again); tokens must be copied by whoever keeps them, the model may
+# overwrite them.
 AttentionConsumer = Callable[[str, Tensor, MapLayout], None]
 TokenConsumer = Callable[[str, Tensor, TokenLayout], None]

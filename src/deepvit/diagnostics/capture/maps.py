@@ -1,0 +1,103 @@
+"""The attention map behind a fused operator, rebuilt, and the proof of it: map times V is the output."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Largest |difference| over largest |output| that rounding explains: sums over tokens in another order, and in
+# half precision an output rounded to 8 (bfloat16) or 11 (float16) bits of maps that were rounded to the same.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+_TF32_TOLERANCE = 5e-3
+_CHUNK_BYTES = 32 << 20  # scores of as many images at a time: the temporary stays small beside the map
+
+
+def tolerance(out: Tensor) -> float:
+    """How far a rebuilt output may lie from ``out``, as a share of its largest entry."""
+    if out.dtype == torch.float32 and out.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        return _TF32_TOLERANCE
+    return _TOLERANCE[out.dtype]
+
+
+def exact(t: Tensor) -> Tensor:
+    """``t`` without gradient, and in float32 if it was in half precision."""
+    t = t.detach()
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def relative_error(rebuilt: Tensor, out: Tensor) -> float:
+    """Largest absolute difference over the largest absolute output; NaN where either holds a NaN."""
+    if out.numel() == 0:
+        return 0.0
+    out = exact(out)
+    difference = (rebuilt.to(out.dtype) - out).abs().amax()
+    scale = out.abs().amax().clamp_min(torch.finfo(out.dtype).tiny)
+    return float(difference / scale)
+
+
+def sdpa_map(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Tensor, float]:
+    """The softmax map of ``scaled_dot_product_attention`` and the error of map times V against its output.
+
+    ``q`` [..., N, D], ``k`` [..., M, D], ``v`` [..., M, Dv], ``out`` [..., N, Dv] with equal leading sizes
+    (grouped heads already repeated). Mask, causal mask and scale mean what torch defines: a bool mask is True
+    where a key takes part, any other is added to the scaled scores, the causal mask is the lower triangle
+    from the upper left, the default scale is D^-1/2; a row without any key is zero. Returns the map [..., N,
+    M] in float32 (float64 for float64 input). Source: torch.nn.functional.scaled_dot_product_attention,
+    reference form in its documentation.
+    """
+    lead, n, m = q.shape[:-2], q.shape[-2], k.shape[-2]
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    mask = _full_mask(attn_mask, is_causal, n, m, q.device)
+    q, k, v, out = (t.flatten(0, -4) if t.ndim > 4 else t for t in (q, k, v, out))
+    if mask is not None and mask.ndim > 2:
+        mask = mask.expand(*lead, n, m)
+        mask = mask.flatten(0, -4) if mask.ndim > 4 else mask
+    images = q.shape[0]
+    attention = torch.empty(*q.shape[:-2], n, m, dtype=exact(q[:0]).dtype, device=q.device)
+    step = max(1, _CHUNK_BYTES // max(1, attention[:1].numel() * attention.element_size()))
+    difference = largest = torch.zeros((), dtype=attention.dtype, device=q.device)
+    for start in range(0, images, step):
+        part = slice(start, start + step)
+        scores = (exact(q[part]) * scale) @ exact(k[part]).mT
+        if mask is not None:
+            _apply_mask(scores, mask if mask.ndim <= 2 else mask[part])
+        torch.softmax(scores, dim=-1, out=attention[part])
+        if mask is not None:
+            attention[part].masked_fill_(_rows_without_keys(mask if mask.ndim <= 2 else mask[part]), 0.0)
+        wanted = exact(out[part])
+        rebuilt = attention[part] @ exact(v[part])
+        difference = torch.maximum(difference, (rebuilt - wanted).abs().amax())
+        largest = torch.maximum(largest, wanted.abs().amax())
+    error = float(difference / largest.clamp_min(torch.finfo(attention.dtype).tiny))
+    return attention.view(*lead, n, m), error
+
+
+def _full_mask(
+    attn_mask: Tensor | None, is_causal: bool, n: int, m: int, device: torch.device
+) -> Tensor | None:
+    if is_causal:
+        assert attn_mask is None, "torch refuses a mask together with is_causal"
+        return torch.ones(n, m, dtype=torch.bool, device=device).tril()
+    return None if attn_mask is None else attn_mask.detach()
+
+
+def _apply_mask(scores: Tensor, mask: Tensor) -> None:
+    if mask.dtype == torch.bool:
+        scores.masked_fill_(~mask, -math.inf)
+    else:
+        scores.add_(mask)
+
+
+def _rows_without_keys(mask: Tensor) -> Tensor:
+    empty = ~mask if mask.dtype == torch.bool else mask == -math.inf
+    return empty.all(dim=-1, keepdim=True)
