@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from deepvit.diagnostics.capture import capture
+from deepvit.diagnostics.capturing import capture
 from deepvit.errors import UserError
 
 

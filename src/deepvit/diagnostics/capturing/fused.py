@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepvit.diagnostics.capture.frames import first_tensor
-from deepvit.diagnostics.capture.maps import relative_error, tolerance
-from deepvit.diagnostics.capture.seen import Check
+from deepvit.diagnostics.capturing.frames import first_tensor
+from deepvit.diagnostics.capturing.maps import relative_error, tolerance
+from deepvit.diagnostics.capturing.seen import Check
 from deepvit.errors import UserError
 
 if TYPE_CHECKING:
-    from deepvit.diagnostics.capture.watch import Watch
+    from deepvit.diagnostics.capturing.watch import Watch
 
 _MARK = "_deepvit_capture"
 

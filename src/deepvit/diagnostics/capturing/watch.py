@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deepvit import ops
-from deepvit.diagnostics.capture.follow import EINSUM, MATMUL, SOFTMAX, VALUE_KEEPING, Follower, Product
-from deepvit.diagnostics.capture.fused import projections
-from deepvit.diagnostics.capture.maps import exact, relative_error, sdpa_map, tolerance
-from deepvit.diagnostics.capture.recorder import Recorder, Site
-from deepvit.diagnostics.capture.seen import Check
+from deepvit.diagnostics.capturing.follow import EINSUM, MATMUL, SOFTMAX, VALUE_KEEPING, Follower, Product
+from deepvit.diagnostics.capturing.fused import projections
+from deepvit.diagnostics.capturing.maps import exact, relative_error, sdpa_map, tolerance
+from deepvit.diagnostics.capturing.recorder import Recorder, Site
+from deepvit.diagnostics.capturing.seen import Check
 
 _SDPA = F.scaled_dot_product_attention
 _MHA = F.multi_head_attention_forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepvit.diagnostics.capture.seen import (
+from deepvit.diagnostics.capturing.seen import (
     AttentionConsumer,
     Check,
     MapLayout,
@@ -11,7 +11,7 @@ from deepvit.diagnostics.capture.seen import (
     TokenConsumer,
     TokenLayout,
 )
-from deepvit.diagnostics.capture.session import attention_blocks, capture
+from deepvit.diagnostics.capturing.session import attention_blocks, capture
 
 __all__ = [
     "AttentionConsumer",

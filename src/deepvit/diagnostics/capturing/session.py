@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from deepvit.diagnostics.capture.fused import FusedModules
-from deepvit.diagnostics.capture.recorder import Options, Recorder
-from deepvit.diagnostics.capture.seen import AttentionConsumer, Seen, TokenConsumer
-from deepvit.diagnostics.capture.watch import Watch
+from deepvit.diagnostics.capturing.fused import FusedModules
+from deepvit.diagnostics.capturing.recorder import Options, Recorder
+from deepvit.diagnostics.capturing.seen import AttentionConsumer, Seen, TokenConsumer
+from deepvit.diagnostics.capturing.watch import Watch
 from deepvit.errors import UserError
 
 _WRAPPERS = (nn.parallel.DistributedDataParallel,)

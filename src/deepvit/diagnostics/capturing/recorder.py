@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deepvit.diagnostics.capture.axes import NotInOrder, Order, is_over_channels, order_of
-from deepvit.diagnostics.capture.blocks import BlockNames
-from deepvit.diagnostics.capture.frames import Frame, Frames, first_tensor
-from deepvit.diagnostics.capture.maps import exact
-from deepvit.diagnostics.capture.prefix import PrefixRule, Split, window_grid
-from deepvit.diagnostics.capture.seen import (
+from deepvit.diagnostics.capturing.axes import NotInOrder, Order, is_over_channels, order_of
+from deepvit.diagnostics.capturing.blocks import BlockNames
+from deepvit.diagnostics.capturing.frames import Frame, Frames, first_tensor
+from deepvit.diagnostics.capturing.maps import exact
+from deepvit.diagnostics.capturing.prefix import PrefixRule, Split, window_grid
+from deepvit.diagnostics.capturing.seen import (
     AttentionConsumer,
     Check,
     MapLayout,
@@ -23,7 +23,7 @@ from deepvit.diagnostics.capture.seen import (
     TokenConsumer,
     TokenLayout,
 )
-from deepvit.diagnostics.capture.tokens import tokens_in_order
+from deepvit.diagnostics.capturing.tokens import tokens_in_order
 from deepvit.errors import UserError
 
 
@@ -99,7 +99,7 @@ class Recorder:
         if values is not None and is_over_channels(order, rows, values, owner.shape):
             raise UserError(
                 f"{owner.name}: its attention maps are over channels ({rows} x {columns} in each head), "
-                "not over tokens, and cannot be measured here; choose other blocks by blocks=[...] or another model"
+                "not over tokens, and cannot be measured; choose other blocks by blocks=[...] or another model"
             )
         key = self.names.key_of(block, owner.name)
         count = self._times[key] = self._times.get(key, 0) + 1
