@@ -1,0 +1,60 @@
+"""The Triton backend without a GPU: kernels interpreted, in a process of their own, and compiled, not run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import deepvit.ops
+from deepvit.errors import UserError
+from deepvit.ops import triton_backend
+
+pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
+
+
+def test_kernels_equal_the_formulas_in_the_interpreter():
+    cases = Path(__file__).with_name("triton_interpreted.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 40
+    assert "skipped" not in done.stdout
+
+
+def test_triton_is_imported_only_when_used():
+    # torch itself may import the package; the kernels are what would fail to import without it
+    code = "import sys, deepvit.ops.triton_backend; sys.exit('deepvit.ops.triton_kernels' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="with the interpreter it does run on the CPU")
+def test_asked_for_by_name_on_the_cpu_it_says_why_not_and_what_instead():
+    q = torch.randn(1, 3, 5, 16)
+    with pytest.raises(UserError, match=r"needs an NVIDIA GPU, .* on cpu .*ask for backend='streaming'"):
+        deepvit.ops.reattention(q, q, q, torch.eye(3), norm="none", backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("q", "dropout_p", "reason"),
+    [
+        (torch.empty(1, 3, 5, 16), 0.1, "it has no attention dropout; ask for backend='streaming'"),
+        (torch.empty(1, 3, 5, 16, dtype=torch.float64), 0.0, "it has no float64"),
+        (torch.empty(1, 3, 5, 80), 0.0, "head width 80 is more than 64"),
+        (torch.empty(1, 33, 5, 16), 0.0, "33 heads are more than 32"),
+        (torch.empty(1, 1, 65_001, 1, dtype=torch.float16), 0.0, "65001 tokens overflow float16"),
+    ],
+)
+def test_refusals_name_their_reason(q, dropout_p, reason):
+    found = triton_backend.why_not(q, dropout_p)
+    assert found is not None
+    assert reason in found
+    assert "\n" not in found
