@@ -1,0 +1,55 @@
+"""Which images make up which batch: a pure function of (seed, epoch), shared out among processes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from deepvit.data.mixing import seed_of
+from deepvit.errors import UserError
+
+
+class TrainPlan:
+    """Shuffled batches of one size, the same number for every process; the short rest is left out.
+
+    Which images are left out changes with the epoch. With fewer images than ``batch_size`` the one batch
+    holds all of them (an even number with ``even``, for mixing in pairs).
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1, even: bool = False
+    ) -> None:
+        share = count // world
+        if even:
+            share -= share % 2 if share < batch_size else 0
+        if share < 1:
+            raise UserError(f"{count} training image(s) are too few for {world} process(es)")
+        self.count, self.seed, self.rank, self.world = count, seed, rank, world
+        self.batch_size = min(batch_size, share)
+        self.batches = share // self.batch_size
+
+    def epoch(self, epoch: int) -> list[torch.Tensor]:
+        """Image numbers of each batch of this process."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        order = torch.randperm(self.count, generator=generator)[self.rank :: self.world]
+        return list(order[: self.batches * self.batch_size].split(self.batch_size))
+
+
+class EvalPlan:
+    """Every image exactly once, in order.
+
+    On several processes each has the same number of batches (sizes differ by an image or so): a forward pass
+    may synchronise buffers, and a process with a batch more would wait for the others for ever.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        if count < world:
+            raise UserError(f"{count} validation image(s) are too few for {world} processes")
+        largest = math.ceil(count / world)
+        self.share = torch.arange(count)[rank::world]
+        self.batches = min(math.ceil(largest / batch_size), count // world)
+
+    def epoch(self, epoch: int) -> list[torch.Tensor]:
+        """Image numbers of each batch of this process; the same in every epoch."""
+        return list(self.share.tensor_split(self.batches)) if self.batches > 1 else [self.share]

@@ -1,0 +1,80 @@
+"""Transforms of single PIL images: timm's own pipelines, for images too large to keep in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
+from torchvision import transforms as tv
+
+from deepvit.data.config import SMALL_SIDE, AugmentConfig
+from deepvit.data.randaugment import parse_policy
+from deepvit.errors import UserError
+
+Size = tuple[int, int]
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+
+
+def default_crop_pct(size: Size) -> float:
+    """Share of the image that evaluation keeps by default: all of a small one, 0.9 (DeepViT's) of others."""
+    return 1.0 if max(size) <= SMALL_SIDE else 0.9
+
+
+def check_interpolation(interpolation: str) -> None:
+    """Raises ``UserError`` unless PIL and timm know this name."""
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(
+            f"interpolation={interpolation!r} is unknown; take one of {', '.join(INTERPOLATIONS)}"
+        )
+
+
+def train_transform(
+    config: AugmentConfig, size: Size, mean: tuple[float, ...], std: tuple[float, ...], interpolation: str
+) -> Any:
+    """PIL image to float32 [3, H, W]: exactly timm's training transform for a resolved ``config``.
+
+    Random interpolation in the resized crop, as timm's default. With ``crop_padding`` (or no crop at all)
+    the first stage is instead: resize, cut the middle, shift. Colour jitter is applied beside RandAugment
+    when its strength is above 0, which timm calls forced.
+    """
+    assert config.crop_scale is not None
+    assert config.randaugment is not None
+    if config.randaugment:  # for a clear message
+        parse_policy(config.randaugment, (128.0, 128.0, 128.0), min(size))
+    first, second, last = transforms_imagenet_train(
+        size,
+        scale=config.crop_scale,
+        ratio=config.crop_ratio,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        color_jitter=config.color_jitter or None,
+        force_color_jitter=bool(config.color_jitter),
+        auto_augment=config.randaugment or None,
+        interpolation="random",
+        mean=mean,
+        std=std,
+        re_prob=config.random_erasing,
+        re_mode=config.erasing_mode,
+        re_count=config.erasing_count,
+        separate=True,
+    )
+    if config.crop_scale == (1.0, 1.0):
+        flips = first.transforms[1:]  # what follows the resized crop
+        shift = [tv.RandomCrop(size, padding=config.crop_padding)] if config.crop_padding else []
+        first = tv.Compose([geometry(size, interpolation, 1.0), *shift, *flips])
+    return tv.Compose([first, second, last])
+
+
+def eval_transform(
+    size: Size, mean: tuple[float, ...], std: tuple[float, ...], interpolation: str, crop_pct: float
+) -> Any:
+    """PIL image to float32 [3, H, W]: timm's evaluation transform (resize, cut the middle ``crop_pct``)."""
+    return transforms_imagenet_eval(size, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std)
+
+
+def geometry(size: Size, interpolation: str, crop_pct: float) -> Any:
+    """PIL image to a PIL image of exactly ``size``: the resize and the cut of ``eval_transform`` alone."""
+    steps = transforms_imagenet_eval(
+        size, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True
+    ).transforms
+    return tv.Compose(steps[:-1])  # the last makes a tensor
