@@ -1,0 +1,294 @@
+"""What a report writes: whole files, the numbers that were measured, and nobody's text as markup."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html.parser
+import io
+import json
+import re
+
+import pytest
+
+from deepvit.diagnostics.catalogue import METRICS
+from deepvit.diagnostics.example import example_measurements
+from deepvit.diagnostics.report import compare_reports, load, report_html, save, write_report
+from deepvit.diagnostics.report.charts import profiles, shown_metrics
+from deepvit.diagnostics.report.commands import command
+from deepvit.diagnostics.report.compare import compare_html, curve_charts, distinct_names, outcome_table
+from deepvit.diagnostics.report.payload import numbers_csv, page_data
+from deepvit.diagnostics.report.pictures import maps_payload
+from deepvit.diagnostics.results import Cure, Measurements
+from deepvit.errors import UserError
+
+EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\"'&"
+
+
+class Tags(html.parser.HTMLParser):
+    """Every start tag with its attributes, and the text of every script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.texts: list[str] = []
+        self._script: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._script = (dict(attrs).get("id") or "main") if tag == "script" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+        else:
+            self.texts.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = None
+
+
+def embedded(page: bytes) -> dict:
+    return json.loads(Tags(page.decode()).scripts["data"])
+
+
+def test_write_report_writes_json_and_page(tmp_path):
+    results = example_measurements("small", depth=6, heads=3, grid=4)
+    path = write_report(results, tmp_path / "out")
+    assert path == tmp_path / "out" / "report.html"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["collapse.json", "report.html"]
+    assert load(path.parent) == results
+    assert load(path.parent / "collapse.json").to_dict() == results.to_dict()
+    plain = json.loads((path.parent / "collapse.json").read_text())
+    assert (plain["schema"], plain["version"]) == ("deepvit.collapse", 1)
+
+
+def test_report_says_verdict_evidence_cure_and_command():
+    results = example_measurements("vit_small", depth=12, collapse_from=8)
+    text = " ".join(Tags(report_html(results).decode()).texts)
+    text = re.sub(r"\s+", " ", text)
+    assert results.verdict.headline in text
+    assert results.verdict.findings[0].sentence in text
+    assert "attention similarity with the previous block, mean" in text
+    assert "0.970" in text
+    assert "98%" in text
+    assert results.similar.rule in text
+    assert "deepvit train --model vit_small \\ --cures reattention --cure_blocks 8-11 \\ --data DATA" in text
+    for key in shown_metrics([results]):
+        assert METRICS[key].source in text
+        assert METRICS[key].formula in text
+
+
+def test_every_number_of_the_table_is_the_measured_one():
+    results = example_measurements(depth=5, heads=2, grid=3)
+    rows = list(csv.DictReader(io.StringIO(numbers_csv([results], ["a, b"]))))
+    assert [row["model"] for row in rows] == ["a, b"] * 5
+    for key, series in results.series.items():
+        for row, value, spread in zip(rows, series.values, series.spread, strict=True):
+            assert row[key] == ("" if value is None else repr(value))
+            assert row[f"{key}_spread"] == ("" if spread is None else repr(spread))
+    cells = [
+        attrs["data-value"]
+        for tag, attrs in Tags(report_html(results).decode()).tags
+        if tag == "td" and "data-value" in attrs
+    ]
+    width = 1 + len(shown_metrics([results]))
+    first = results.series["entropy"].values
+    place = 1 + shown_metrics([results]).index("entropy")
+    assert [float(cells[width * block + place]) for block in range(5)] == first
+
+
+def test_charts_hold_the_measured_values_thresholds_and_every_metric():
+    results = example_measurements(depth=6, heads=2, grid=3, collapse_from=4)
+    data = embedded(report_html(results))
+    drawn = {key for chart in data["charts"] for key in chart["keys"]}
+    assert drawn == set(METRICS) - {"softmax_similarity"}  # no block mixes heads: it would repeat a line
+    model = data["models"][0]
+    for key in drawn:
+        for shown, value in zip(model["series"][key]["values"], results.series[key].values, strict=True):
+            assert (shown is None) == (value is None)
+            assert value is None or shown == pytest.approx(value, rel=1e-4)
+    assert data["charts"][0]["thresholds"] == [{"value": 0.9, "label": "similar from 0.9"}]
+    assert model["from"] == results.verdict.from_block == 4
+    mixed = profiles([example_measurements(depth=4, mixed=True)], together=True)
+    assert "softmax_similarity" in mixed[0].keys
+
+
+def test_bands_stay_inside_the_range_of_their_metric():
+    results = example_measurements(depth=4, heads=2, grid=3)
+    results.series["entropy"].values = [0.99, 0.01, 0.5, None]
+    results.series["entropy"].spread = [0.05, 0.05, 0.1, None]
+    band = page_data([results], ["x"], profiles([results], together=True))["models"][0]["series"]["entropy"]
+    assert band["low"] == [0.94, 0.0, 0.4, None]
+    assert band["high"] == [1.0, 0.06, 0.6, None]
+
+
+def test_nobodys_text_becomes_markup():
+    results = example_measurements(EVIL, depth=3, heads=2, grid=3, collapse_from=1, labels=[EVIL, EVIL + "2"])
+    results.provenance["unreadable"] = [EVIL]
+    results.model["class"] = EVIL
+    results.verdict.text = results.verdict.headline = EVIL
+    results.blocks[0].name = EVIL
+    curves = {EVIL: {EVIL: [[0, 1], [1, 2]]}}
+    for page in (report_html(results), compare_html([results, results], curves, [{EVIL: EVIL}])):
+        parsed = Tags(page.decode())
+        assert sorted(parsed.scripts) == ["data", "main", "overlay-colors"]
+        assert not [tag for tag, _ in parsed.tags if tag == "img"]
+        assert not [attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs)]
+        assert json.loads(parsed.scripts["data"])["models"][0]["name"] == EVIL
+        assert EVIL in "".join(parsed.texts)
+
+
+def test_page_asks_nobody_for_anything_and_runs_only_its_own_script():
+    page = report_html(example_measurements(depth=3, heads=2, grid=3)).decode()
+    parsed = Tags(page)
+    policy = next(
+        attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    for _, attrs in parsed.tags:
+        assert "style" not in attrs  # the policy would drop it
+        for name in ("src", "href", "action"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:"))
+
+
+def test_names_that_are_not_unicode_survive(tmp_path):
+    results = example_measurements("caf\udce9", depth=3, heads=2, grid=3, labels=["\udcff.jpg"])
+    write_report(results, tmp_path)
+    assert load(tmp_path).name == "caf\udce9"
+    assert "caf?" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_not_a_number_is_refused_before_anything_is_written(tmp_path):
+    results = example_measurements(depth=3, heads=2, grid=3)
+    results.series["entropy"].values[1] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        write_report(results, tmp_path / "out")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_reports_stay_under_eight_megabytes_and_say_what_they_left_out():
+    large = example_measurements("large", depth=40, heads=16, grid=37, images=6)
+    page = report_html(large)
+    assert len(page) < 8_000_000
+    maps = maps_payload(large, 5_500_000)
+    assert maps is not None
+    assert maps["notes"]
+    for note in maps["notes"]:
+        assert note in page.decode()
+    assert len(compare_html([large, large, large])) < 8_000_000
+
+
+def test_averaged_heads_are_the_mean_of_the_heads():
+    results = example_measurements(depth=2, heads=3, grid=4, images=1, mixed=True)
+    maps = maps_payload(results, 1)
+    assert maps is not None
+    layer, entry = maps["layers"][0][0], results.maps[0].maps[0]
+    assert layer["averaged"]
+    assert maps["notes"] == [
+        "Single heads are left out to keep the file small: every map is the mean of the heads."
+    ]
+    raw = base64.b64decode(layer["data"][0])
+    low, high = layer["ranges"][0]
+    keys = results.blocks[0].keys
+    for cell in range(16):
+        mean = sum(entry.bytes()[head * 16 + cell] for head in range(3)) / 3
+        expected = keys * (entry.low + (entry.high - entry.low) * mean / 255)
+        assert low + (high - low) * raw[cell] / 255 == pytest.approx(expected, abs=(high - low) / 250)
+
+
+def test_blocks_of_two_shapes_and_gaps_are_drawn():
+    data = embedded(report_html(example_measurements(depth=9, heads=2, grid=6, two_shapes=True)))
+    matrix = data["models"][0]["matrices"]["attention_similarity"]["values"]
+    assert matrix[0][8] is None
+    assert {tuple(layer["grid"]) for layer in data["models"][0]["maps"]["layers"][0]} == {(6, 6), (3, 3)}
+
+
+def test_healthy_report_names_no_block_and_no_cure():
+    page = report_html(example_measurements(depth=4, heads=2, grid=3, collapse_from=None))
+    assert embedded(page)["models"][0]["from"] is None
+    assert "What to do about it" not in page.decode()
+
+
+@pytest.mark.parametrize(
+    ("cure", "expected"),
+    [
+        (
+            Cure("layerscale", "all", ""),
+            "deepvit train --model 'a b' \\\n  --cures layerscale \\\n  --data DATA",
+        ),
+        (
+            Cure("patch_cosine", "all", ""),
+            "deepvit train --model 'a b' \\\n  --losses.patch_cosine 1 \\\n  --data DATA",
+        ),
+    ],
+)
+def test_command_of_a_cure(cure, expected):
+    assert command(cure, "a b") == expected
+
+
+def test_compare_takes_measurements_files_and_folders(tmp_path):
+    first = example_measurements("plain", depth=4, heads=2, grid=3, collapse_from=2)
+    second = example_measurements("cured", depth=6, heads=2, grid=3, collapse_from=None)
+    write_report(second, tmp_path / "cured")
+    path = compare_reports(
+        [first, tmp_path / "cured", str(tmp_path / "cured" / "collapse.json")],
+        curves={
+            "plain": {"val_accuracy": [[1, 0.5], [0, 0.1]]},
+            "other": {"loss": [(0, float("nan")), (1, 2.0)]},
+        },
+        table=[{"model": "plain", "top-1": 0.5}, {"model": "cured", "top-1": 0.75, "parameters": 1234567}],
+        out=tmp_path / "both",
+    )
+    assert path == tmp_path / "both" / "report.html"
+    page = path.read_bytes()
+    data = embedded(page)
+    assert [model["name"] for model in data["models"]] == ["plain", "cured", "cured (2)"]
+    accuracy, loss = data["curves"]
+    assert accuracy["series"][0]["x"] == [0.0, 1.0]
+    assert accuracy["series"][0]["color"] == data["models"][0]["color"]
+    assert loss["series"][0]["y"] == [None, 2.0]
+    assert loss["series"][0]["color"] == 3
+    text = page.decode()
+    assert "plain collapses, the others do not" in text
+    assert "1,234,567" in text
+    assert 'data-value=""' in text  # a cell that its row does not have
+
+
+def test_compare_refuses_what_it_cannot_read(tmp_path):
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare_reports([], out=tmp_path)
+    with pytest.raises(UserError, match="cannot compare a int"):
+        compare_reports([3], out=tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        compare_reports([tmp_path / "none.json"], out=tmp_path)
+    bad = tmp_path / "collapse.json"
+    for text, message in (
+        ("{", "not readable as JSON"),
+        ("[]", "a JSON object is expected"),
+        ('{"schema": "other"}', "not a collapse report"),
+        ('{"schema": "deepvit.collapse", "version": 99}', "version 99"),
+        ('{"schema": "deepvit.collapse", "version": 1}', "damaged"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(UserError, match=message):
+            compare_reports([bad], out=tmp_path)
+
+
+def test_small_parts_of_the_comparison():
+    same = example_measurements("x", depth=2, heads=1, grid=2)
+    assert distinct_names([same, same, same]) == ["x", "x (2)", "x (3)"]
+    assert outcome_table([]) is None
+    assert curve_charts({}, [], "epoch") == []
+    assert curve_charts({"a": {"m": []}}, [], "epoch") == []
+
+
+def test_json_keeps_a_row_of_a_matrix_on_one_line(tmp_path):
+    results = example_measurements(depth=4, heads=2, grid=3)
+    text = save(results, tmp_path / "c.json", maps=False).read_text()
+    assert any(line.count(",") >= 3 and line.strip().startswith("[") for line in text.splitlines())
+    assert Measurements.from_dict(json.loads(text)).maps == []
