@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -58,14 +59,23 @@ def infer_model(state: Mapping[str, Tensor]) -> str | None:
 
     Of two sizes that differ by resolution alone, the one whose position table has this length is taken.
     """
+    saved = {key: tuple(value.shape) for key, value in state.items()}
     fitting = []
     for name in names():
-        model = _on_meta(name)
-        wanted = {key: value.shape for key, value in model.state_dict().items() if not _depends_on_data(key)}
-        if wanted == {key: value.shape for key, value in state.items() if not _depends_on_data(key)}:
-            same_table = "pos_embed" in state and state["pos_embed"].shape == model.pos_embed.shape
-            fitting.append((not same_table, name))
+        shapes = _shapes(name)
+        if _fixed(shapes) == _fixed(saved):
+            fitting.append((shapes["pos_embed"] != saved.get("pos_embed"), name))
     return min(fitting)[1] if fitting else None
+
+
+@functools.cache
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in _on_meta(name).state_dict().items()}
+
+
+def _fixed(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Without those that depend on the data: its resolution and its classes."""
+    return {key: shape for key, shape in shapes.items() if key != "pos_embed" and not key.startswith("head.")}
 
 
 def convert(
@@ -144,10 +154,6 @@ def _on_meta(name: str, **arguments: Any) -> Any:
     """The model without memory for its weights: only names and shapes are wanted."""
     with torch.device("meta"):
         return create(name, **arguments)
-
-
-def _depends_on_data(key: str) -> bool:
-    return key == "pos_embed" or key.startswith("head.")
 
 
 def _arguments(state: Mapping[str, Tensor], name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,14 +41,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         # A safetensors file begins with 8 bytes of length and a JSON object, whatever its name.
         if head[8:] == b"{" or file.suffix == ".safetensors":
             return load_file(file)
-        with _only_namespace():
+        # torch warns of pickle protocols that it does not write; what it cannot read it refuses anyway.
+        with _only_namespace(), warnings.catch_warnings(action="ignore", category=UserWarning):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = _refused_name(file, str(error))
         if refused is None:
             raise _damaged(file, error) from error
         raise UserError(
-            f"{file}: refused, because reading it would run {refused}; a checkpoint may hold "
+            f"{file}: refused, because reading it would call {refused}; a checkpoint may hold "
             "tensors, plain values and argparse.Namespace only. If you trust its origin, "
             "save its state_dict alone to a new file"
         ) from None
@@ -58,12 +60,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if len(reason) > 120:
-        reason = reason[:120] + "…"
     return UserError(
-        f"{file}: not a readable checkpoint, damaged or cut short ({file.stat().st_size} bytes; {reason})"
+        f"{file}: not a readable checkpoint: damaged, cut short or of another format "
+        f"({file.stat().st_size} bytes; {_reason(str(error)) or type(error).__name__})"
     )
+
+
+def _reason(message: str) -> str:
+    """What torch says within its advice, in a few words."""
+    if "Unsupported operand" in message:
+        return "a pickle of a protocol that cannot be read safely; torch.save's own can"
+    reason = message.strip().partition("\n")[0].partition(". ")[0]
+    return reason if len(reason) <= 120 else reason[:120] + "…"
 
 
 @contextlib.contextmanager
