@@ -1,0 +1,111 @@
+"""The deployed model of a run: ``model.safetensors`` and ``model.json``, enough to rebuild it anywhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deepvit import cures, models
+from deepvit.errors import UserError
+from deepvit.files import atomic_path, write_json
+
+FORMAT = "deepvit-model/1"
+
+
+@dataclass
+class ModelCard:
+    """What ``model.json`` holds: how to build the network, what goes in and what comes out."""
+
+    arch: str
+    model_args: dict[str, Any]
+    class_names: list[str]
+    cures: list[dict[str, Any]] = field(default_factory=list)
+    input: dict[str, Any] = field(default_factory=dict)
+    weights: str = "last"
+    format: str = FORMAT
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier."""
+        return len(self.class_names)
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square input in pixels."""
+        return int(self.input["size"])
+
+
+def save_deployed(folder: Path, model: nn.Module, card: ModelCard) -> None:
+    """Write ``model.safetensors`` and ``model.json`` into ``folder``; each file whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "arch": card.arch})
+    write_json(folder / "model.json", asdict(card))
+
+
+def read_card(run: str | Path) -> ModelCard:
+    """Read ``model.json`` of a run folder.
+
+    Raises:
+        UserError: there is no such folder, it holds no finished run, or the file is not one of ours.
+    """
+    folder = Path(run)
+    path = folder / "model.json"
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    if not path.exists() or not (folder / "model.safetensors").exists():
+        hint = f"finish it by: deepvit train --resume --out {folder}" if (folder / "config.yaml").exists() else ""
+        raise UserError(f"{folder} holds no finished run (model.json and model.safetensors){'; ' + hint if hint else ''}")
+    try:
+        values = json.loads(path.read_text())
+        card = ModelCard(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a deepvit model description: {error}") from None
+    if card.format != FORMAT:
+        raise UserError(f"{path} has format {card.format!r}; this version of deepvit reads {FORMAT!r}")
+    return card
+
+
+def build_from_card(card: ModelCard) -> nn.Module:
+    """Build the network of a card with fresh weights, cures included."""
+    model = models.create(card.arch, num_classes=card.num_classes, **card.model_args)
+    return cures.reapply(model, card.cures) if card.cures else model
+
+
+def load_deployed(run: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, ModelCard]:
+    """Load the deployed model of a run folder in evaluation mode.
+
+    Returns:
+        the model on ``device`` and its card.
+
+    Raises:
+        UserError: no finished run there, or weights that do not fit the description.
+    """
+    card = read_card(run)
+    model = build_from_card(card)
+    path = Path(run) / "model.safetensors"
+    try:
+        state = load_file(path)
+    except Exception as error:  # safetensors raises its own type for a damaged file
+        raise UserError(f"{path} cannot be read ({error}): the file is damaged") from None
+    models.load_weights(model, state, source=str(path), name=card.arch)
+    return model.to(device).eval(), card
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """``auto`` → the accelerator that is there, else the CPU; other names as torch knows them."""
+    if device == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found if found is not None else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return chosen

@@ -1,0 +1,125 @@
+"""The run folder: who may write into it, and the record of a run (``run.json``)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepvit.errors import UserError
+
+_OURS = {
+    "config.yaml", "run.json", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "tensorboard",
+    "collapse.json", "report.html", "figures",
+}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: the run folder.
+        info: what ``run.json`` holds.
+    """
+
+    path: Path
+    info: dict[str, Any]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The final numbers: ``val/top1`` and ``val/top5`` in percent, ``val/loss``, seconds an epoch, parameters."""
+        return dict(self.info["result"])
+
+
+def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that may not be written; nothing is changed.
+
+    Raises:
+        UserError: it holds a run and neither flag is given; it holds other things; there is nothing to resume.
+    """
+    if resume:
+        if not (out / "config.yaml").exists():
+            raise UserError(f"there is no run to resume in {out} (no config.yaml): start it without --resume")
+        return
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; a folder is wanted")
+    present = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")} if out.is_dir() else set()
+    if not present:
+        return
+    if present - _OURS:
+        raise UserError(
+            f"{out} holds something that is not a run ({sorted(present - _OURS)[0]}): give another folder with --out"
+        )
+    if not overwrite:
+        raise UserError(f"{out} holds a run already: go on with it by --resume, or replace it by --overwrite")
+
+
+def clear_folder(out: Path) -> None:
+    """Remove what a former run left in ``out`` (only names that a run writes)."""
+    for name in _OURS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and accelerators of this machine, for records."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":", 1)[1].strip()
+                break
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "accelerators": gpus}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("deepvit", "torch", "torchvision", "timm", "lightning")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def command() -> str:
+    """The command line of this process, its program by name only."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        UserError: no run folder, a run that has not ended, or a damaged ``run.json``.
+    """
+    folder = Path(path)
+    file = folder / "run.json"
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    if not file.exists():
+        if (folder / "config.yaml").exists():
+            raise UserError(f"the run in {folder} has not ended: go on with it by deepvit train --resume --out {folder}")
+        raise UserError(f"{folder} is not a run folder (no run.json)")
+    try:
+        info = json.loads(file.read_text())
+        info["result"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: it is not the record of a run") from None
+    return Run(folder, info)

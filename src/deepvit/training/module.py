@@ -1,0 +1,146 @@
+"""The Lightning module: a thin training step around the objective, and validation by torchmetrics."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from deepvit.errors import UserError
+from deepvit.training.config import TrainConfig
+from deepvit.training.objective import Objective
+from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
+
+
+class Diverged(UserError):
+    """The loss is no longer finite; the text names every term."""
+
+
+class Classifier(lightning.LightningModule):
+    """A classifier under training.
+
+    Args:
+        model: the network, ``[B, 3, H, W]`` → ``[B, num_classes]``.
+        objective: what is minimised.
+        config: the options of the run.
+        num_classes: width of the classifier.
+        steps_per_epoch: optimizer steps of one epoch.
+        images_per_step: images of one optimizer step, over all devices.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        config: TrainConfig,
+        num_classes: int,
+        steps_per_epoch: int,
+        images_per_step: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.images_per_step = images_per_step
+        # A plain attribute, not a submodule: the compiled form shares the parameters under other names.
+        self._forward = [torch.compile(model) if config.compile else model]
+        self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
+        self.val_loss = MeanMetric()
+        self.val_results: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and deployed: the moving average if there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make dropout and drop path a function of (seed, epoch, batch, rank), so that a resumed run is the same run."""
+        words = [self.config.seed, self.current_epoch, batch_idx, self.global_rank]
+        state = int(np.random.SeedSequence(words).generate_state(1)[0])
+        torch.manual_seed(state)
+        random.seed(state)
+        np.random.seed(state)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One batch → the total loss; terms are summed on the device and read every ``log_every`` steps."""
+        images, targets = batch[0], batch[1]
+        total, terms = self.objective(self._forward[0], images, targets)
+        # Reading a value waits for the device: on the CPU it is free, elsewhere it is done with the logging.
+        if total.device.type == "cpu" or self.global_step % self.config.log_every == 0:
+            self.check_finite(total, terms)
+        for name, value in {"loss": total, **terms}.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+        return total
+
+    def check_finite(self, total: Tensor, terms: dict[str, Tensor]) -> None:
+        """Stop before the update when the total loss is not finite, naming each term.
+
+        Raises:
+            Diverged: with every term's value and what usually helps.
+        """
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
+            raise Diverged(
+                f"the loss is not finite at epoch {self.current_epoch + 1}, step {self.global_step} ({values}): "
+                "lower --lr, lengthen --warmup_steps, or use --precision 32"
+            )
+
+    def take_train_terms(self) -> tuple[dict[str, float], int]:
+        """Mean of every loss term since the last call and the number of batches; reading waits for the device."""
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        count = self._count
+        self._sums, self._count = {}, 0
+        return means, count
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimizer's step, then the moving average of the weights."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and the cosine schedule, stepped once an optimizer step."""
+        extra = self.objective if any(True for _ in self.objective.parameters()) else None
+        optimizer = build_optimizer(self.model, extra, self.config, peak_lr(self.config, self.images_per_step))
+        schedule = build_schedule(optimizer, self.config, self.steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """timm's schedules are functions of the number of steps done."""
+        scheduler.step_update(num_updates=self.global_step)
+
+    # -- validation --------------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Accuracy and cross-entropy of the evaluated weights."""
+        images, targets = batch[0], batch[1]
+        logits = self.evaluated(images).float()
+        self.val_top1.update(logits, targets)
+        self.val_top5.update(logits, targets)
+        self.val_loss.update(nn.functional.cross_entropy(logits, targets), weight=len(targets))
+
+    def on_validation_epoch_end(self) -> None:
+        """Reduce over devices and keep the numbers where callbacks find them."""
+        self.val_results = {
+            "val/top1": 100 * float(self.val_top1.compute()),
+            "val/top5": 100 * float(self.val_top5.compute()),
+            "val/loss": float(self.val_loss.compute()),
+        }
+        for metric in (self.val_top1, self.val_top5, self.val_loss):
+            metric.reset()

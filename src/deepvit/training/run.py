@@ -1,0 +1,290 @@
+"""One training run from options to a run folder: checks first, then Lightning's Trainer, then the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from safetensors.torch import load_file
+
+from deepvit.data import ImageDataModule, open_data
+from deepvit.errors import UserError
+from deepvit.files import write_atomic, write_json
+from deepvit.training.build import build_model, native_size
+from deepvit.training.callbacks import BestWeights, Progressing, RunLog, clock
+from deepvit.training.config import TrainConfig
+from deepvit.training.deploy import ModelCard, save_deployed
+from deepvit.training.folder import Run, check_folder, clear_folder, command, hardware, read_run, versions
+from deepvit.training.inference import input_options
+from deepvit.training.module import Classifier
+from deepvit.training.objective import Objective, patch_mix
+
+
+def train(config: TrainConfig | None = None, **options: Any) -> Run:
+    """Train a classifier and leave a run folder that holds everything about it.
+
+    Nothing is written before model and data are known to be right.
+
+    Args:
+        config: all options at once.
+        **options: fields of :class:`TrainConfig` by name (``model="deepvit_s_patch16_224", epochs=10``); with
+            ``config``, they replace its fields.
+
+    Returns:
+        the run: its folder and its record.
+
+    Raises:
+        UserError: a mistake in the options, the data or the folder, in one line.
+    """
+    if config is not None:
+        options = {**{k: v for k, v in vars(config).items()}, **options}
+    config = TrainConfig.from_options(options)
+    out = Path(config.out or default_out(config))
+    check_folder(out, resume=config.resume, overwrite=config.overwrite)
+    if config.resume:
+        stored = TrainConfig.from_yaml(out / "config.yaml")
+        config.check_continues(stored)
+        if (out / "run.json").exists():
+            return read_run(out)
+        free = {n: getattr(config, n) for n in ("devices", "workers", "progress", "compile")}
+        config = TrainConfig.from_options({**vars(stored), **free, "out": str(out), "resume": True})
+    return _train(config, out)
+
+
+def default_out(config: TrainConfig) -> str:
+    """``runs/MODEL-DATA``, the data by its last part."""
+    return f"runs/{config.model.split('/')[-1].removeprefix('hf-hub:')}-{Path(config.data).stem or 'data'}"
+
+
+def _train(config: TrainConfig, out: Path) -> Run:
+    started = time.time()
+    lightning.seed_everything(config.seed, verbose=False)
+    data = open_data(config.data)  # its own split, whatever the seed of the run: runs stay comparable
+    classes = len(data.class_names)
+    model, card = build_model(config, data.class_names, native_size(data))
+    options = {"workers": config.workers, "seed": config.seed, "progress": config.progress, **input_options(card)}
+    options |= {"max_train_images": config.max_train_images, "max_val_images": config.max_val_images}
+    images = ImageDataModule(data, batch_size=config.batch_size, augment=config.augment, **options)
+    smoothing, mix = images.label_smoothing, None
+    if config.losses.get("patch_mixing"):
+        mix = patch_mix(model, classes, card.img_size, images.augment)
+        cut_elsewhere = dataclasses.replace(config.augment, mixup=0.0, cutmix=0.0)
+        images = ImageDataModule(data, batch_size=config.batch_size, augment=cut_elsewhere, **options)
+    objective = Objective(
+        model, classes, label_smoothing=smoothing, weights=config.losses, options=config.loss_args, mix=mix
+    )
+    images.setup("fit")
+    trainer, progress = build_trainer(config, out)
+    steps, images_per_step = steps_of(images, trainer, config)
+    module = Classifier(model, objective, config, classes, steps, images_per_step)
+
+    # From here on files are written: everything that the user could have got wrong has been looked at.
+    if config.overwrite:
+        clear_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "config.yaml", config.to_yaml())
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    announce(config, out, model, card, images, trainer)
+    fit(trainer, module, images, checkpoint if config.resume and checkpoint.exists() else None, out)
+
+    network = module.evaluated
+    card.weights = "ema" if module.ema is not None else "last"
+    if config.keep == "best":
+        network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))
+        card.weights += ", best epoch"
+    if not trainer.is_global_zero:
+        return Run(out, {"result": module.val_results})
+    network = network.cpu().eval()
+    save_deployed(out, network, card)
+    info = record(config, out, module, card, progress, time.time() - started)
+    diagnose_run(config, out, network, card, images)
+    write_json(out / "run.json", info)  # last: a folder with this file is a finished run
+    return Run(out, info)
+
+
+def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, RunLog]:
+    """Lightning's Trainer with what a run shows and keeps."""
+    accelerator, devices = parse_devices(config.devices)
+    progress = Progressing(config.progress)
+    log = RunLog(out, config.log_every, progress)
+    callbacks: list[Callback] = [progress, log]
+    if config.keep == "best":
+        callbacks.append(BestWeights(out / "checkpoints" / "best.safetensors"))
+    callbacks.append(
+        ModelCheckpoint(
+            out / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+    )  # fmt: skip
+    # Its notices (devices found, tips, products) are not about the user's work; warnings and errors stay.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    trainer = lightning.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        precision=parse_precision(config.precision, accelerator),
+        max_epochs=config.epochs + config.cooldown_epochs,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_grad or None,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+    )
+    return trainer, log
+
+
+def parse_devices(devices: str) -> tuple[str, Any]:
+    """``auto``, ``cpu``, a count or indices → Lightning's accelerator and devices."""
+    if devices in ("auto", "cpu"):
+        return devices, "auto" if devices == "auto" else 1
+    parts = devices.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"devices={devices!r} must be auto, cpu, a number of accelerators, or indices as 0,1")
+    if not torch.cuda.is_available():
+        raise UserError(f"devices={devices!r} asks for accelerators, and torch sees none: use --devices cpu or auto")
+    chosen: Any = [int(p) for p in parts] if "," in devices else int(devices)
+    count = max(chosen) + 1 if isinstance(chosen, list) else chosen
+    if not 0 < count <= torch.cuda.device_count():
+        raise UserError(f"devices={devices!r}: torch sees {torch.cuda.device_count()} accelerators here")
+    return "gpu", chosen
+
+
+def parse_precision(precision: str, accelerator: str) -> Any:
+    """Our names → Lightning's; ``auto`` is bf16 on an accelerator that has it, else float32."""
+    if precision == "auto":
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bf16" if on_gpu else "32"
+    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def steps_of(data: ImageDataModule, trainer: lightning.Trainer, config: TrainConfig) -> tuple[int, int]:
+    """Optimizer steps of an epoch and images of a step, over all devices."""
+    world = trainer.world_size
+    share = len(data.train_set) // world
+    batches = max(share // config.batch_size, 1)  # fewer images than a batch make one smaller batch
+    return -(-batches // config.accumulate), config.batch_size * config.accumulate * world
+
+
+def announce(
+    config: TrainConfig, out: Path, model: torch.nn.Module, card: ModelCard, data: ImageDataModule, trainer: Any
+) -> None:
+    """Say in one paragraph what is about to be trained, sizes chosen for the user included."""
+    if not (config.progress and trainer.is_global_zero):
+        return
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    chosen = {k: v for k, v in card.model_args.items() if k not in config.model_args}
+    text = (
+        f"{card.arch} ({parameters:.2f} M parameters) on {data.data.spec}: {len(data.train_set):,} training and "
+        f"{len(data.val_set):,} validation images of {card.img_size}×{card.img_size}, {len(card.class_names)} classes"
+    )
+    if chosen:
+        text += "; chosen for these images: " + ", ".join(f"--model.{k} {v}" for k, v in chosen.items())
+    Console(stderr=True).print(f"{text}\nrun folder: {out}", highlight=False, markup=False)
+
+
+def fit(trainer: lightning.Trainer, module: Classifier, data: ImageDataModule, checkpoint: Path | None, out: Path) -> None:
+    """Train; Ctrl-C and SIGTERM end with the command that goes on.
+
+    Raises:
+        KeyboardInterrupt: after saying how to resume.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        # The checkpoint is this program's own; Lightning's loops and metrics in it need full unpickling.
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+    except (SystemExit, KeyboardInterrupt):
+        interrupted(out)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if trainer.interrupted:
+        interrupted(out)
+
+
+def interrupted(out: Path) -> None:
+    """Say where the run stands and end as an interruption does."""
+    done = (out / "checkpoints" / "last.ckpt").exists()
+    print(
+        f"interrupted; {'the finished epochs are kept' if done else 'no epoch was finished'}. "
+        f"Go on by: deepvit train --resume --out {out}",
+        file=sys.stderr,
+    )
+    raise KeyboardInterrupt
+
+
+def record(
+    config: TrainConfig, out: Path, module: Classifier, card: ModelCard, log: RunLog, seconds: float
+) -> dict[str, Any]:
+    """The record of a run: what was asked, on what it ran, what came out."""
+    rows = log.rows
+    times = sorted(float(row["seconds"]) for row in rows)
+    result = {
+        **module.val_results,
+        "best/top1": max(float(row["val/top1"]) for row in rows),
+        "seconds_per_epoch": times[len(times) // 2],
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "epochs": len(rows),
+    }
+    return {
+        "format": "deepvit-run/1",
+        "command": command(),
+        "arch": card.arch,
+        "model_args": card.model_args,
+        "data": config.data,
+        "seed": config.seed,
+        "versions": versions(),
+        "hardware": hardware(),
+        "wall_seconds": seconds,
+        "result": result,
+    }
+
+
+def diagnose_run(
+    config: TrainConfig, out: Path, network: torch.nn.Module, card: ModelCard, data: ImageDataModule
+) -> None:
+    """Write ``collapse.json`` and ``report.html`` of the deployed weights.
+
+    A network without attention over tokens has no such report: the reason is printed and training counts as done.
+    """
+    if not config.diagnose_images:
+        return
+    from deepvit.diagnostics import diagnose
+
+    try:
+        diagnose(
+            network,
+            data.val_loader_for(config.diagnose_images),
+            out=out,
+            images=config.diagnose_images,
+            name=out.name,
+            class_names=card.class_names,
+            normalize=(card.input["mean"], card.input["std"]),
+            progress=False,
+        )
+    except UserError as error:
+        Console(stderr=True).print(f"no collapse report: {error}", highlight=False, markup=False)
+
+
+def show(run: Run) -> None:
+    """Print the result of a run and where it lies."""
+    result = run.result
+    print(
+        f"val top-1 {result['val/top1']:.2f}%, top-5 {result['val/top5']:.2f}%, loss {result['val/loss']:.4f}; "
+        f"{result['parameters'] / 1e6:.2f} M parameters, {result['seconds_per_epoch']:.1f} s an epoch, "
+        f"{clock(run.info['wall_seconds'])} in all"
+    )
+    print(f"run folder: {run.path}")
+    if (run.path / "report.html").exists():
+        print(f"collapse report: {run.path / 'report.html'}")
