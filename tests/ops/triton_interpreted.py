@@ -66,7 +66,8 @@ def test_equals_the_formulas_with_every_gradient(index, dtype):
     torch.manual_seed(index)
     tokens, heads = SHAPES[index]
     dim = WIDTHS[(index + (dtype == torch.bfloat16)) % len(WIDTHS)]
-    compare([*packed(heads, tokens, dim, dtype), torch.randn(heads, heads)], dtype)
+    batch = 1 if heads * tokens > 500 else 2  # the interpreter is slow
+    compare([*packed(heads, tokens, dim, dtype, batch), torch.randn(heads, heads)], dtype)
 
 
 @pytest.mark.parametrize(("heads", "tokens", "dim"), [(3, 33, 64), (20, 18, 16)])
