@@ -6,7 +6,7 @@ from .block import ResidualScaleBlock
 from .checkpoints import load_state, load_weights
 from .conv_stem import ConvStem
 from .deepvit import DeepVisionTransformer
-from .factory import create, names, nearest
+from .factory import create, names, nearest, table
 from .official import convert, infer_model, load_official
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "load_weights",
     "names",
     "nearest",
+    "table",
 ]

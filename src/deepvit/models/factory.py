@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -23,6 +24,27 @@ from .deepvit import DeepVisionTransformer, default_cfgs
 def names() -> list[str]:
     """The DeepViT models registered with timm by this package, smallest first."""
     return list(default_cfgs)
+
+
+def table() -> list[dict[str, str]]:
+    """Rows for ``deepvit list models``: name, blocks, width, heads, parameters, what it is."""
+    rows = []
+    for name in names():
+        with torch.device("meta"):  # shapes only: the largest has 59 million weights
+            model = timm.create_model(name)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        entry = timm.models.model_entrypoint(name)
+        rows.append(
+            {
+                "model": name,
+                "blocks": str(len(model.blocks)),
+                "width": str(model.embed_dim),
+                "heads": str(model.blocks[0].attn.num_heads),
+                "parameters": f"{count / 1e6:.3f} M",
+                "what": (entry.__doc__ or "").splitlines()[0].split(" (")[0].rstrip("."),
+            }
+        )
+    return rows
 
 
 def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
