@@ -1,0 +1,221 @@
+"""The report as a reader meets it: in a browser, wide and narrow, light and dark, by mouse and by keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepvit.diagnostics.example import example_measurements
+from deepvit.diagnostics.report import compare_reports, write_report
+
+pytestmark = pytest.mark.browser
+
+EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
+LONG = "vit_" + "very_long_name_without_a_space_" * 4
+
+# Elements that stick out of the window, leaving out those inside a box that scrolls by itself.
+OVERFLOW = """() => {
+  const width = document.documentElement.clientWidth;
+  const out = [];
+  for (const node of document.querySelectorAll("body *")) {
+    if (node.closest(".scroll, .command code, .skip, svg")) continue;
+    const box = node.getBoundingClientRect();
+    if (box.width && (box.right > width + 1 || box.left < -1)) out.push(node.outerHTML.slice(0, 120));
+  }
+  if (document.documentElement.scrollWidth > width) out.push("the page scrolls sideways");
+  return out;
+}"""
+# Text of a chart that leaves its picture.
+CUT = """() => [...document.querySelectorAll(".plot svg text")].filter((text) => {
+  const [inner, outer] = [text.getBoundingClientRect(), text.closest("svg").getBoundingClientRect()];
+  return inner.left < outer.left - 2 || inner.right > outer.right + 6;
+}).map((text) => text.textContent)"""
+PIXELS = "(node) => node.toDataURL()"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    results = example_measurements(
+        EVIL + LONG, depth=12, heads=3, grid=7, labels=[EVIL, "second image"], collapse_from=8
+    )
+    results.provenance["unreadable"] = [EVIL + "/" + LONG]
+    results.verdict.text += " " + EVIL
+    return write_report(results, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    names = ["plain", "Re-attention", LONG]
+    models = [
+        example_measurements(
+            name, depth=depth, heads=2, grid=7, seed=seed, mixed=seed == 1, collapse_from=start
+        )
+        for seed, (name, depth, start) in enumerate(zip(names, (8, 8, 40), (5, None, 30), strict=True))
+    ]
+    curves = {
+        name: {"val accuracy": [[epoch, epoch / (9 + k)] for epoch in range(9)]}
+        for k, name in enumerate(names)
+    }
+    rows = [{"model": name, "top-1": 0.9 + k / 100, "note": EVIL} for k, name in enumerate(names)]
+    return compare_reports(models, curves=curves, table=rows, out=tmp_path_factory.mktemp("compare"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("kind", ["report", "comparison"])
+def test_nothing_overflows(request, open_page, kind, width, scheme):
+    page = open_page(request.getfixturevalue(kind), width, scheme).page
+    assert page.evaluate(OVERFLOW) == []
+    assert page.evaluate(CUT) == []
+    page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    assert page.evaluate(OVERFLOW) == []
+
+
+def test_names_stay_text(report, comparison, open_page):
+    for path in (report, comparison):
+        page = open_page(path).page
+        assert page.evaluate("window.ran") is None
+        assert page.locator("img:not(.thumb img)").count() == 0
+        assert page.locator("script").count() == 3
+        assert EVIL in page.locator("body").inner_text()
+
+
+def test_the_policy_stops_a_foreign_script(report, tmp_path, open_page):
+    # Were a name ever to slip through as markup, the browser itself would still refuse to run it.
+    text = report.read_text("utf-8")
+    broken = tmp_path / "broken.html"
+    broken.write_text(text.replace("<main", "<script>window.ran = 1</script><main", 1), "utf-8")
+    opened = open_page(broken)
+    assert opened.page.evaluate("window.ran") is None
+    assert "Content Security Policy" in opened.complaints.pop()
+
+
+def test_block_slider_changes_the_picture(report, open_page):
+    page = open_page(report).page
+    overlay, slider = page.locator("canvas.overlay"), page.locator("#map-block")
+    assert slider.input_value() == "8"  # where the verdict starts
+    page.locator(".map-note", has_text="Block 8").wait_for()
+    before = overlay.evaluate(PIXELS)
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator(".map-note", has_text="Block 9, mean of heads, class token").wait_for()
+    after = overlay.evaluate(PIXELS)
+    assert after != before
+    assert page.locator(".frame[aria-pressed=true]").inner_text() == "9"
+    page.locator(".frame").nth(8).click()
+    page.locator(".map-note", has_text="Block 8,").wait_for()
+    assert overlay.evaluate(PIXELS) == before
+
+
+def test_head_and_scale_and_image_change_the_picture(report, open_page):
+    page = open_page(report).page
+    overlay = page.locator("canvas.overlay")
+    page.locator(".map-note", has_text="Block 8").wait_for()
+    seen = {overlay.evaluate(PIXELS)}
+    page.locator("#map-head").fill("2")
+    page.locator(".map-note", has_text="head 1").wait_for()
+    seen.add(overlay.evaluate(PIXELS))
+    page.locator("#map-scale").select_option("shared")
+    page.wait_for_timeout(50)
+    seen.add(overlay.evaluate(PIXELS))
+    page.locator(".thumb").nth(1).click()
+    page.locator(".caption", has_text="second image").wait_for()
+    seen.add(overlay.evaluate(PIXELS))
+    assert len(seen) == 4
+
+
+def test_hover_on_the_matrix_shows_the_value(report, open_page):
+    page = open_page(report).page
+    host = page.locator("[data-matrix='0:attention_similarity']")
+    box = host.locator("g rect").nth(12 * 10 + 9).bounding_box()
+    host.scroll_into_view_if_needed()
+    box = host.locator("g rect").nth(12 * 10 + 9).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert page.locator(".tip").inner_text() == "blocks 10 and 9: 0.970"
+    assert host.locator(".readout").inner_text() == "blocks 10 and 9: 0.970"
+    page.mouse.move(2, 2)
+    assert not page.locator(".tip").is_visible()
+    host.locator(".plot").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert host.locator(".readout").inner_text().startswith("blocks 1 and 0: ")
+
+
+def test_pointing_at_a_block_shows_it_in_every_chart(report, open_page):
+    page = open_page(report).page
+    entropy = page.locator(".chart", has_text="Entropy of the attention maps").first
+    entropy.scroll_into_view_if_needed()
+    entropy.locator(".plot").focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    for readout in page.locator(".charts .readout").all_inner_texts():
+        assert readout.startswith("block 5:")
+    assert "block 5:" in page.locator(".strip-host .readout").inner_text()
+    dot = entropy.locator("circle.dot").nth(2).bounding_box()
+    page.mouse.move(dot["x"] + 2, dot["y"] + 20)
+    assert entropy.locator(".readout").inner_text().startswith("block 2:")
+
+
+def test_theme_follows_the_system_and_the_button(report, open_page):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = open_page(report, scheme="light").page
+    dark = open_page(report, scheme="dark").page
+    assert light.evaluate(paper) != dark.evaluate(paper)
+    night = dark.evaluate(paper)
+    cell = "getComputedStyle(document.querySelector('.strip rect.h0, .strip rect[class^=h]')).fill"
+    assert light.evaluate(cell) != dark.evaluate(cell)
+    button = light.locator("#theme")
+    assert button.inner_text() == "Dark page"
+    button.click()
+    assert light.evaluate(paper) == night
+    assert button.inner_text() == "Light page"
+    # On paper it is light, whatever the screen was.
+    dark.emulate_media(media="print")
+    assert dark.evaluate(paper) == "rgb(255, 255, 255)"
+    assert not dark.locator(".bar").is_visible()
+
+
+def test_table_sorts_and_copies(report, open_page):
+    opened = open_page(report)
+    page = opened.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    blocks = page.locator("#numbers tbody tr td:first-child")
+    assert blocks.all_inner_texts() == [str(k) for k in range(12)]
+    head = page.locator("#numbers th", has_text="Entropy of the attention maps")
+    head.locator("button").click()
+    column = head.evaluate("(node) => node.cellIndex")
+    values = page.locator(f"#numbers tbody tr td:nth-child({column + 1})")
+    numbers = [float(node.get_attribute("data-value")) for node in values.all()]
+    assert numbers == sorted(numbers)
+    assert head.get_attribute("aria-sort") == "ascending"
+    page.locator("[data-copy-numbers]").click()
+    page.locator("[data-copy-numbers]", has_text="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.splitlines()[0].startswith("model,block,name,attention_similarity,")
+    assert len(copied.strip().splitlines()) == 13
+
+
+def test_comparison_draws_every_model_in_its_colour(comparison, open_page):
+    page = open_page(comparison).page
+    assert page.locator("h1").inner_text() == "2 of 3 networks collapse"
+    assert page.locator(".strip svg").count() == 3
+    chart = page.locator("[data-chart='0']")
+    assert chart.locator("path.line").count() == 3
+    colours = {
+        node.evaluate("(node) => getComputedStyle(node).stroke") for node in chart.locator("path.line").all()
+    }
+    assert len(colours) == 3
+    assert page.locator("[data-curve='0'] path.line").count() == 3
+    assert page.locator("canvas.overlay").count() == 3
+    assert page.locator(".film").nth(2).locator(".frame").count() == 40
+    page.locator("#map-block").fill("39")
+    page.locator(".map-note", has_text="Block 39,").wait_for()
+    assert page.locator(".map-note").first.inner_text().startswith("Block 7,")  # the last that it has
+
+
+def test_the_words_are_there_without_any_script(report, chromium):
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert page.locator("h1").inner_text() == "Collapse: all maps alike from block 8 on"
+    assert page.locator("#numbers tbody tr").count() == 12
+    context.close()
