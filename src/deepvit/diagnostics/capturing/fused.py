@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepvit.diagnostics.capturing.frames import first_tensor
-from deepvit.diagnostics.capturing.maps import relative_error, tolerance
+from deepvit.diagnostics.capturing.maps import exact, relative_error, tolerance
 from deepvit.diagnostics.capturing.seen import Check
 from deepvit.errors import UserError
 
@@ -90,13 +90,7 @@ class FusedModules:
             module, **{**named, "need_weights": True, "average_attn_weights": False}
         )
         assert weights is not None
-        self.watch.heads(
-            weights,
-            again,
-            out,
-            "MultiheadAttention with and without weights",
-            lambda: _of_module(module, named),
-        )
+        self.watch.heads(weights, again, out, "", _call_of(module, named))
 
     def _layer(self, name: str, module: nn.TransformerEncoderLayer, original: Callable[..., Any]) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -151,24 +145,35 @@ def projections(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
     return made[0], made[1], made[2]
 
 
-def _of_module(module: nn.MultiheadAttention, named: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+def rebuild(weights: Tensor, values: Tensor, call: dict[str, Any]) -> Tensor:
+    """The output of multi-head attention from maps [B, H, N, M] and values [B, H, M, D]."""
+    heads_out = (exact(weights) @ exact(values)).movedim(-2, 0).flatten(-2)  # [N, B, H * D]
+    bias = call["out_proj_bias"]
+    out = F.linear(heads_out, exact(call["out_proj_weight"]), None if bias is None else exact(bias))
+    return out.transpose(0, 1) if call["batch_first"] else out
+
+
+def _call_of(module: nn.MultiheadAttention, named: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with which a module calls ``F.multi_head_attention_forward``; those that matter."""
     inputs = {x: named[x] for x in ("query", "key", "value")}
-    if module.batch_first and inputs["query"].ndim == 3:
+    turned = module.batch_first and inputs["query"].ndim == 3
+    if turned:
         inputs = {x: t.transpose(0, 1) for x, t in inputs.items()}
-    return projections(
-        {
-            **inputs,
-            "bias_k": module.bias_k,
-            "bias_v": module.bias_v,
-            "static_k": None,
-            "static_v": None,
-            "add_zero_attn": module.add_zero_attn,
-            "use_separate_proj_weight": not module._qkv_same_embed_dim,
-            "q_proj_weight": module.q_proj_weight,
-            "k_proj_weight": module.k_proj_weight,
-            "v_proj_weight": module.v_proj_weight,
-            "in_proj_weight": module.in_proj_weight,
-            "in_proj_bias": module.in_proj_bias,
-            "num_heads": module.num_heads,
-        }
-    )
+    return {
+        **inputs,
+        "bias_k": module.bias_k,
+        "bias_v": module.bias_v,
+        "static_k": None,
+        "static_v": None,
+        "add_zero_attn": module.add_zero_attn,
+        "use_separate_proj_weight": not module._qkv_same_embed_dim,
+        "q_proj_weight": module.q_proj_weight,
+        "k_proj_weight": module.k_proj_weight,
+        "v_proj_weight": module.v_proj_weight,
+        "in_proj_weight": module.in_proj_weight,
+        "in_proj_bias": module.in_proj_bias,
+        "out_proj_weight": module.out_proj.weight,
+        "out_proj_bias": module.out_proj.bias,
+        "num_heads": module.num_heads,
+        "batch_first": turned,
+    }

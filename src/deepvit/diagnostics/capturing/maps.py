@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,6 +29,13 @@ def exact(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
+@contextmanager
+def aside(like: Tensor) -> Iterator[None]:
+    """Own computation, and that of consumers: without gradient, outside autocast, unseen by any mode."""
+    with torch.no_grad(), torch._C.DisableTorchFunction(), torch.autocast(like.device.type, enabled=False):
+        yield
+
+
 def relative_error(rebuilt: Tensor, out: Tensor) -> float:
     """Largest absolute difference over the largest absolute output; NaN where either holds a NaN."""
     if out.numel() == 0:
@@ -48,56 +57,41 @@ def sdpa_map(
 ) -> tuple[Tensor, float]:
     """The softmax map of ``scaled_dot_product_attention`` and the error of map times V against its output.
 
-    ``q`` [..., N, D], ``k`` [..., M, D], ``v`` [..., M, Dv], ``out`` [..., N, Dv] with equal leading sizes
-    (grouped heads already repeated). Mask, causal mask and scale mean what torch defines: a bool mask is True
-    where a key takes part, any other is added to the scaled scores, the causal mask is the lower triangle
-    from the upper left, the default scale is D^-1/2; a row without any key is zero. Returns the map [..., N,
-    M] in float32 (float64 for float64 input). Source: torch.nn.functional.scaled_dot_product_attention,
-    reference form in its documentation.
+    ``q`` [B, H, N, D], ``k`` [B, H, M, D], ``v`` [B, H, M, Dv], ``out`` [B, H, N, Dv] (grouped heads already
+    repeated), ``attn_mask`` [B, H, N, M]. Masks and scale mean what torch defines: a bool mask is True where
+    a key takes part, any other is added to the scaled scores, the causal mask is the lower triangle from the
+    upper left, the default scale is D^-1/2; a row without any key is zero. Returns the map [B, H, N, M] in
+    float32 (float64 for float64 input) and the largest absolute difference over the largest absolute output.
+    Source: torch.nn.functional.scaled_dot_product_attention, reference form in its documentation.
     """
-    lead, n, m = q.shape[:-2], q.shape[-2], k.shape[-2]
+    images, heads, n, m = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    mask = _full_mask(attn_mask, is_causal, n, m, q.device)
-    q, k, v, out = (t.flatten(0, -4) if t.ndim > 4 else t for t in (q, k, v, out))
-    if mask is not None and mask.ndim > 2:
-        mask = mask.expand(*lead, n, m)
-        mask = mask.flatten(0, -4) if mask.ndim > 4 else mask
-    images = q.shape[0]
-    attention = torch.empty(*q.shape[:-2], n, m, dtype=exact(q[:0]).dtype, device=q.device)
-    step = max(1, _CHUNK_BYTES // max(1, attention[:1].numel() * attention.element_size()))
+    mask = _mask(attn_mask, is_causal, images, n, m, q.device)
+    attention = torch.empty(images, heads, n, m, dtype=exact(q[:0]).dtype, device=q.device)
+    step = max(1, _CHUNK_BYTES // max(1, heads * n * m * attention.element_size()))
     difference = largest = torch.zeros((), dtype=attention.dtype, device=q.device)
     for start in range(0, images, step):
         part = slice(start, start + step)
         scores = (exact(q[part]) * scale) @ exact(k[part]).mT
-        if mask is not None:
-            _apply_mask(scores, mask if mask.ndim <= 2 else mask[part])
+        if mask is not None and mask.dtype == torch.bool:
+            scores.masked_fill_(~mask[part], -math.inf)
+        elif mask is not None:
+            scores.add_(mask[part])
         torch.softmax(scores, dim=-1, out=attention[part])
         if mask is not None:
-            attention[part].masked_fill_(_rows_without_keys(mask if mask.ndim <= 2 else mask[part]), 0.0)
+            empty = ~mask[part] if mask.dtype == torch.bool else mask[part] == -math.inf
+            attention[part].masked_fill_(empty.all(dim=-1, keepdim=True), 0.0)
         wanted = exact(out[part])
-        rebuilt = attention[part] @ exact(v[part])
-        difference = torch.maximum(difference, (rebuilt - wanted).abs().amax())
+        difference = torch.maximum(difference, (attention[part] @ exact(v[part]) - wanted).abs().amax())
         largest = torch.maximum(largest, wanted.abs().amax())
-    error = float(difference / largest.clamp_min(torch.finfo(attention.dtype).tiny))
-    return attention.view(*lead, n, m), error
+    return attention, float(difference / largest.clamp_min(torch.finfo(attention.dtype).tiny))
 
 
-def _full_mask(
-    attn_mask: Tensor | None, is_causal: bool, n: int, m: int, device: torch.device
+def _mask(
+    attn_mask: Tensor | None, is_causal: bool, images: int, n: int, m: int, device: torch.device
 ) -> Tensor | None:
+    """The mask with a first axis of ``images`` (no copy)."""
     if is_causal:
         assert attn_mask is None, "torch refuses a mask together with is_causal"
-        return torch.ones(n, m, dtype=torch.bool, device=device).tril()
+        return torch.ones(n, m, dtype=torch.bool, device=device).tril().expand(images, 1, n, m)
     return None if attn_mask is None else attn_mask.detach()
-
-
-def _apply_mask(scores: Tensor, mask: Tensor) -> None:
-    if mask.dtype == torch.bool:
-        scores.masked_fill_(~mask, -math.inf)
-    else:
-        scores.add_(mask)
-
-
-def _rows_without_keys(mask: Tensor) -> Tensor:
-    empty = ~mask if mask.dtype == torch.bool else mask == -math.inf
-    return empty.all(dim=-1, keepdim=True)

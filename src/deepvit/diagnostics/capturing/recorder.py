@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepvit.diagnostics.capturing.axes import NotInOrder, Order, is_over_channels, order_of
 from deepvit.diagnostics.capturing.blocks import BlockNames
 from deepvit.diagnostics.capturing.frames import Frame, Frames, first_tensor
-from deepvit.diagnostics.capturing.maps import exact
+from deepvit.diagnostics.capturing.maps import aside, exact
 from deepvit.diagnostics.capturing.prefix import PrefixRule, Split, window_grid
 from deepvit.diagnostics.capturing.seen import (
     AttentionConsumer,
@@ -99,7 +99,7 @@ class Recorder:
         if values is not None and is_over_channels(order, rows, values, owner.shape):
             raise UserError(
                 f"{owner.name}: its attention maps are over channels ({rows} x {columns} in each head), "
-                "not over tokens, and cannot be measured; choose other blocks by blocks=[...] or another model"
+                "not over tokens: they cannot be measured; choose others by blocks=[...] or another model"
             )
         key = self.names.key_of(block, owner.name)
         count = self._times[key] = self._times.get(key, 0) + 1
@@ -158,15 +158,20 @@ class Recorder:
             for kept, tensor in ((seen.queries, queries), (seen.keys, keys), (seen.values, values)):
                 if tensor is not None:
                     kept[site.key] = tensor.detach()
+        with aside(attention):
+            self._hand_on(site.key, attention, softmax, layout)
+
+    def _hand_on(self, key: str, attention: Tensor, softmax: Tensor | None, layout: MapLayout) -> None:
+        seen, options = self.seen, self.options
         if softmax is not None:
             if options.on_softmax is not None:
-                options.on_softmax(site.key, exact(softmax), layout)
+                options.on_softmax(key, exact(softmax), layout)
             elif options.on_attention is None:
-                seen.softmax[site.key] = exact(softmax)
+                seen.softmax[key] = exact(softmax)
         if options.on_attention is not None:
-            options.on_attention(site.key, exact(attention), layout)
+            options.on_attention(key, exact(attention), layout)
         else:
-            seen.attention[site.key] = exact(attention)
+            seen.attention[key] = exact(attention)
 
     def record_layout(self, site: Site, rows: int, columns: int, head_dim: int, source: str) -> None:
         """Note that an attention is there, where maps are not asked for."""
@@ -271,7 +276,8 @@ class Recorder:
         )
         self.seen.token_layout[block] = layout
         if self.options.on_tokens is not None:
-            self.options.on_tokens(block, tokens.detach(), layout)
+            with aside(tokens):
+                self.options.on_tokens(block, tokens.detach(), layout)
         else:
             # A copy: the next block may add to its input in place.
             self.seen.tokens[block] = tokens.detach().clone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from deepvit import ops
 from deepvit.diagnostics.capturing.follow import EINSUM, MATMUL, SOFTMAX, VALUE_KEEPING, Follower, Product
-from deepvit.diagnostics.capturing.fused import projections
-from deepvit.diagnostics.capturing.maps import exact, relative_error, sdpa_map, tolerance
+from deepvit.diagnostics.capturing.fused import projections, rebuild
+from deepvit.diagnostics.capturing.maps import aside, exact, relative_error, sdpa_map, tolerance
 from deepvit.diagnostics.capturing.recorder import Recorder, Site
 from deepvit.diagnostics.capturing.seen import Check
 
@@ -40,9 +39,10 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Not inside the model: the user's own code in the with block. Compiling: a compiled part inside an
+        # Not inside the model: the user's own code in the with block. In a backward pass: parts are run again
+        # (activation checkpointing). Compiling: a compiled part inside an
         # eager model (flex attention) is traced, and must not be traced together with this.
-        if torch.compiler.is_compiling() or self.paused or not self.recorder.frames.stack:
+        if torch.compiler.is_compiling() or self.paused or not self.recorder.frames.stack or _in_backward():
             return func(*args, **kwargs)
         with torch.no_grad(), torch._C.DisableTorchFunction():
             self.follower.before(func, args, kwargs)
@@ -97,7 +97,7 @@ class Watch(TorchFunctionMode):
             how += f" without its dropout of {dropout_p:g}"
         mask = None if attn_mask is None else attn_mask.expand(*lead, rows, columns)
         q, k, v, o = (site.arrange(t) for t in (query, key, value, out))
-        with _no_autocast(out):
+        with aside(out):
             attention, error = sdpa_map(
                 q, k, v, o, None if mask is None else site.arrange(mask), is_causal, scale
             )
@@ -124,7 +124,7 @@ class Watch(TorchFunctionMode):
             self.recorder.record_layout(site, matrix.shape[-2], matrix.shape[-1], values.shape[-1], "softmax")
             return
         multiplied, v, o = (site.arrange(t.detach()) for t in (matrix, values, out))
-        with _no_autocast(out):
+        with aside(out):
             error = relative_error(exact(multiplied) @ exact(v), o)
         attention, softmax, measured = multiplied, None, "softmax map"
         same_axes = found.softmax.shape[:-2] == lead
@@ -158,30 +158,21 @@ class Watch(TorchFunctionMode):
         bound = _MHA_SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
         call: dict[str, Any] = dict(bound.arguments)
-        how = "multi_head_attention_forward with and without weights"
-        wanted = out[0]
+        wanted, without = out[0], ""
         if call["training"] and call["dropout_p"] > 0.0:
-            how += f", both without its dropout of {call['dropout_p']:g}"
+            without = f" without its dropout of {call['dropout_p']:g}"
             wanted = _MHA(**{**call, "need_weights": False, "training": False})[0]
         again, weights = _MHA(
             **{**call, "need_weights": True, "average_attn_weights": False, "training": False}
         )
         assert weights is not None
-        self.heads(weights, again, wanted, how, lambda: projections(call))
+        self.heads(weights, again, wanted, without, {**call, "batch_first": False})
 
-    def heads(
-        self,
-        weights: Tensor,
-        again: Tensor,
-        out: Tensor,
-        how: str,
-        project: Callable[[], tuple[Tensor, Tensor, Tensor] | None],
-    ) -> None:
+    def heads(self, weights: Tensor, again: Tensor, out: Tensor, without: str, call: dict[str, Any]) -> None:
         """Record torch's own multi-head attention.
 
-        ``weights`` [B, H, N, M] and ``again`` come from a second call that forms the map and multiplies it by
-        V; ``out`` is what the model got. ``project`` gives queries, keys and values [B, H, tokens, D] if it
-        can.
+        ``weights`` [B, H, N, M] and the output ``again`` come from a second call that forms the map; ``out``
+        is what the model got; ``call`` holds the arguments of ``F.multi_head_attention_forward``.
         """
         rows, columns = weights.shape[-2:]
         site = self.recorder.site(tuple(weights.shape[:-2]), rows, columns, None)
@@ -191,7 +182,19 @@ class Watch(TorchFunctionMode):
         if not self.recorder.options.attention:
             self.recorder.record_layout(site, rows, columns, width, source)
             return
-        projected = project() if self.recorder.options.qkv else None
+        projected = projections(call)
+        with aside(out):
+            if projected is None:  # keys of its own, that are no activations
+                error, how = (
+                    relative_error(again, out),
+                    f"multi-head attention with and without weights{without}",
+                )
+            else:
+                rebuilt, how = (
+                    rebuild(weights, projected[2], call),
+                    f"map @ V, projected, with its output{without}",
+                )
+                error = relative_error(rebuilt, out)
         q, k, v = (site.arrange(t) for t in projected) if projected else (None, None, None)
         self.recorder.record(
             site,
@@ -201,9 +204,9 @@ class Watch(TorchFunctionMode):
             attention=site.arrange(weights),
             softmax=None,
             source=source,
-            measured="softmax map",
+            measured="softmax map" + (f", taken{without}" if without else ""),
             head_dim=width,
-            check=Check(site.key, relative_error(again, out), tolerance(out), how),
+            check=Check(site.key, error, tolerance(out), how),
         )
 
     def _reattention(
@@ -237,7 +240,7 @@ class Watch(TorchFunctionMode):
                 measured += f", without dropout of {options['dropout_p']:g}"
                 options["dropout_p"] = 0.0
                 out = ops.reattention(q, k, v, theta, backend=backend, **options)
-        with _no_autocast(out):
+        with aside(out):
             q_cast, k_cast = (t.to(out.dtype) for t in (q, k))  # as the operator does under autocast
             softmax, mixed = ops.reattention_maps(q_cast, k_cast, theta, **options)
             error = relative_error(mixed @ v.to(mixed.dtype), out)
@@ -255,13 +258,13 @@ class Watch(TorchFunctionMode):
         )
 
 
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
 def _arranged(site: Site, tensor: Tensor) -> Tensor | None:
     """Queries or keys in order, if their leading axes are those of the map."""
     try:
         return site.arrange(tensor)
     except RuntimeError:  # they do not broadcast: the model changed axes between scores and product
         return None
-
-
-def _no_autocast(like: Tensor) -> torch.autocast:
-    return torch.autocast(like.device.type, enabled=False)
