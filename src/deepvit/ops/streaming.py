@@ -2,8 +2,8 @@
 
 The arithmetic is in ``sweeps.py``, the sizes of the blocks in ``blocking.py``. Here are its two
 registrations: an ``autograd.Function`` for eager work, which costs little and takes part in torch.func's
-transforms, and the custom operators ``deepvit::streaming_core`` and ``deepvit::streaming_core_backward``, opaque to torch.compile
-and torch.export, which torch.func does not accept.
+transforms, and the custom operators ``deepvit::streaming_core`` and ``deepvit::streaming_core_backward``,
+opaque to torch.compile and torch.export, which torch.func does not accept.
 """
 
 # B batch, H heads, N tokens, D head width
