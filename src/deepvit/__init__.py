@@ -1,9 +1,63 @@
 """deepvit: train Vision Transformers deep — see attention collapse in any ViT, cure it, prove that it worked.
 
 Importing the package registers the DeepViT models with timm. Everything heavier (training, data, reports)
-is imported when it is first used, so that ``import deepvit`` costs no more than ``import timm``.
+is imported when it is first used, so that ``import deepvit`` costs little more than ``import timm``.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from deepvit import models as models  # registers with timm
+
+if TYPE_CHECKING:
+    from deepvit import cures as cures
+    from deepvit import losses as losses
+    from deepvit.benchmarking.run import benchmark as benchmark
+    from deepvit.diagnostics import CollapseMonitor as CollapseMonitor
+    from deepvit.diagnostics import capture as capture
+    from deepvit.diagnostics import diagnose as diagnose
+    from deepvit.experiments.compare import compare as compare
+    from deepvit.experiments.study import study as study
+    from deepvit.layers import ReAttention as ReAttention
+    from deepvit.models import convert as convert
+    from deepvit.models import load_official as load_official
+    from deepvit.training import evaluate as evaluate
+    from deepvit.training import load_deployed as load_deployed
+    from deepvit.training import predict as predict
+    from deepvit.training import train as train
+
 __version__ = "0.1.0"
+
+# Public name → module that holds it; a name without a colon is a module of the package.
+_PUBLIC = {
+    "CollapseMonitor": "deepvit.diagnostics",
+    "ReAttention": "deepvit.layers",
+    "benchmark": "deepvit.benchmarking.run",
+    "capture": "deepvit.diagnostics",
+    "compare": "deepvit.experiments.compare",
+    "convert": "deepvit.models",
+    "diagnose": "deepvit.diagnostics",
+    "evaluate": "deepvit.training",
+    "load_deployed": "deepvit.training",
+    "load_official": "deepvit.models",
+    "predict": "deepvit.training",
+    "study": "deepvit.experiments.study",
+    "train": "deepvit.training",
+}
+_MODULES = ("cures", "data", "diagnostics", "layers", "losses", "ops", "training")
+
+__all__ = ["models", *_MODULES, *_PUBLIC]  # noqa: PLE0604 - the tables above are the one list of names
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"deepvit.{name}")
+    raise AttributeError(f"module 'deepvit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,11 +5,14 @@ Work is imported when its command runs, so that help and errors come at once.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
+import json
 import os
 import re
 import sys
+import typing
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,13 +94,22 @@ def overview() -> str:
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Parse the arguments of a command and call its function."""
+    """Parse the arguments of a command, call its function and print what it returned."""
     command = COMMANDS[name]
-    parser, flags = build_parser(name, command)
-    parsed = parser.parse_args(normalise(arguments, flags))
-    values: dict[str, Any] = parsed.as_dict() if command.config is None else dict(vars(parser.instantiate(parsed)))
-    values.pop("config", None)
-    load(command.show)(load(command.function)(**values))
+    parser, kinds = build_parser(name, command)
+    if command.config is None:
+        values = parser.parse_args(normalise(arguments, kinds)).as_dict()
+        values.pop("config", None)
+        load(command.show)(load(command.function)(**values))
+        return
+    first: list[str] = []
+    if command.positional and not {"-h", "--help"} & set(arguments):  # a recipe: the options that all others replace
+        if not arguments or arguments[0].startswith("-"):
+            raise UserError(f"name a {command.positional[0][0]} first: deepvit {name} quickstart (deepvit list recipes)")
+        first, arguments = [arguments[0]], ["--config", *arguments]
+    parsed = parser.instantiate(parser.parse_args(normalise(arguments, kinds)))
+    config = load(command.config)(**{f.name: parsed[f.name] for f in dataclasses.fields(load(command.config))})  # type: ignore[arg-type]
+    load(command.show)(load(command.function)(*first, config=config))
 
 
 def load(path: str) -> Callable[..., Any]:
@@ -106,8 +118,8 @@ def load(path: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
 
 
-def build_parser(name: str, command: Command) -> tuple[Any, set[str]]:
-    """The parser of a command, made from its dataclass or its function's signature, and the names of its switches."""
+def build_parser(name: str, command: Command) -> tuple[Any, dict[str, str]]:
+    """The parser of a command, made from its dataclass or its function's signature, and what kind its options are."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -116,11 +128,16 @@ def build_parser(name: str, command: Command) -> tuple[Any, set[str]]:
         def error(self, message: str, ex: Exception | None = None) -> Any:
             raise UserError(f"{explain(message, known)} (deepvit {name} --help)") from None
 
-    parser = OneLineParser(prog=f"deepvit {name}", description=command.help[0].upper() + command.help[1:] + ".")
     positional = {argument for argument, _ in command.positional}
+    shown = " ".join(f"{a.upper()}{' ...' if nargs else ''}" for a, nargs in command.positional)
+    parser = OneLineParser(
+        prog=f"deepvit {name}",
+        usage=f"deepvit {name} {shown}{' ' if shown else ''}[options]",
+        description=command.help[0].upper() + command.help[1:] + ".",
+    )
     source = load(command.config or command.function)
     documented = parameter_docs(source)
-    for argument, nargs in command.positional:
+    for argument, nargs in command.positional if command.config is None else ():
         extra = {} if nargs is None else {"nargs": nargs}
         parser.add_argument(argument, type=str, help=documented.get(argument, ""), **extra)
     if command.config is not None:
@@ -129,8 +146,12 @@ def build_parser(name: str, command: Command) -> tuple[Any, set[str]]:
     else:
         parser.add_function_arguments(source, skip=positional, as_group=False)
     known: set[str] = {o.lstrip("-") for a in parser._actions for o in a.option_strings if o.startswith("--")}
-    flags = {o for a in parser._actions if getattr(a, "_typehint", None) is bool for o in a.option_strings}
-    return parser, flags
+    kinds = {}
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        kind = "switch" if hint is bool else "list" if typing.get_origin(hint) is list else ""
+        kinds |= {option: kind for option in action.option_strings}
+    return parser, kinds
 
 
 def parameter_docs(source: Any) -> dict[str, str]:
@@ -141,26 +162,38 @@ def parameter_docs(source: Any) -> dict[str, str]:
     return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
 
 
-def normalise(arguments: list[str], flags: set[str]) -> list[str]:
-    """Hyphens in option names become underscores, ``--model.KEY`` the model's argument, a recipe's name its file."""
+def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
+    """The command line as jsonargparse wants it.
+
+    Hyphens in option names become underscores, ``--model.KEY`` the model's argument, the name of a recipe its
+    file, a switch without a value ``=true``, and ``0,1,2`` or ``0 1 2`` after an option that takes a list, a list.
+
+    Args:
+        arguments: words of the command line after the command.
+        kinds: option → ``"switch"`` or ``"list"``, for options that are one.
+    """
+    words: list[str] = []
+    for token in arguments:  # --option=value becomes two words, so that both ways are treated alike
+        if not (token.startswith("--") and len(token) > 2):
+            words.append(token)
+            continue
+        option, equals, value = token.partition("=")
+        option = re.sub(r"^--((?:train\.)?)model\.", r"--\1model_args.", option.replace("-", "_").replace("__", "--", 1))
+        words += [option, value] if equals else [option]
     result: list[str] = []
-    for index, token in enumerate(arguments):
-        if token.startswith("--") and len(token) > 2:
-            option, equals, value = token.partition("=")
-            option = "--" + re.sub(r"-", "_", option[2:])
-            option = re.sub(r"^--((?:train\.)?)model\.", r"--\1model_args.", option)
-            if option == "--config" and equals:
-                value = recipe_file(value)
-            token = option + equals + value
-        elif index and arguments[index - 1] == "--config":
-            token = recipe_file(token)
-        result.append(token)
-    # A switch without a value means true; jsonargparse asks for one.
-    words = ("true", "false")
-    return [
-        f"{token}=true" if token in flags and (result[i + 1 : i + 2] or ["--"])[0].lower() not in words else token
-        for i, token in enumerate(result)
-    ]
+    while words:
+        option, kind = words[0], kinds.get(words.pop(0), "")
+        result.append(option)
+        if kind == "switch" and not (words and words[0].lower() in ("true", "false")):
+            result[-1] += "=true"
+        elif kind == "list" and words and not words[0].startswith(("--", "[")):
+            values: list[str] = []
+            while words and not words[0].startswith("--"):
+                values += [part.strip() for part in words.pop(0).split(",")]
+            result.append(json.dumps([int(v) if v.lstrip("-").isdigit() else v for v in values if v]))
+        elif option == "--config" and words:
+            result.append(recipe_file(words.pop(0)))
+    return result
 
 
 def recipe_file(text: str) -> str:

@@ -95,7 +95,7 @@ class Classifier(lightning.LightningModule):
             Diverged: with every term's value and what usually helps.
         """
         if not torch.isfinite(total):
-            values = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
+            values = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in terms.items())
             raise Diverged(
                 f"the loss is not finite at epoch {self.current_epoch + 1}, step {self.global_step} ({values}): "
                 "lower --lr, lengthen --warmup_steps, or use --precision 32"
