@@ -56,7 +56,7 @@ class Opened:
 
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Callable[..., Opened]]:
-    """Open a file at a width and in a colour scheme; afterwards no page may have complained or asked a host."""
+    """Open a file at a width and in a colour scheme; no page may complain or ask any host for anything."""
     contexts, pages = [], []
 
     def open_it(path: Path, width: int = 1280, scheme: str = "light") -> Opened:
