@@ -203,15 +203,18 @@ def test_disk_cache_only_when_asked_and_only_for_the_same_contents(folder: Path,
     (folder / "val" / "ant" / "00.png").write_bytes(encoded(12345))
     changed = next(iter(module(str(folder), cache_dir=cache).val_dataloader()))
     assert not torch.equal(first[0], changed[0])
-    files[0].write_bytes(b"damaged")
-    (folder / "val" / "ant" / "00.png").write_bytes(encoded(54321))
-    assert next(iter(module(str(folder), cache_dir=cache).val_dataloader()))[0].shape == first[0].shape
+    for file in cache.iterdir():
+        file.unlink()
+        file.write_bytes(b"damaged")
+    repaired = next(iter(module(str(folder), cache_dir=cache).val_dataloader()))
+    assert same(list(changed), list(repaired))
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"batch_size": 0}, "at least 1"),
+        ({"seed": -1}, "seed=-1"),
         ({"batch_size": 5, "augment": AugmentConfig(mixup=0.5)}, "must be even"),
         ({"interpolation": "cubic"}, "bicubic, bilinear"),
         ({"crop_pct": 1.5}, "crop_pct"),
@@ -234,15 +237,18 @@ def test_unknown_policies_are_refused(folder: Path) -> None:
 
 
 class Recorder(lightning.LightningModule):
-    """Sums up what it sees, so that two runs can be compared."""
+    """Notes what it sees, so that two runs can be compared; stops dead after ``die_after`` batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, die_after: int | None = None) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[float] = []
         self.validated = 0
+        self.die_after = die_after
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
+        if len(self.seen) == self.die_after:
+            raise RuntimeError("power cut")
         self.seen.append(batch[0].double().sum().item())
         return self.weight * batch[0].mean()
 
@@ -256,38 +262,38 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD([self.weight], lr=0.1)
 
 
-def fit(
-    folder: Path, out: Path, checkpoint: Path | None = None, **options: object
-) -> tuple[Recorder, lightning.Trainer]:
-    model = Recorder()
+def fit(folder: Path, out: Path, model: Recorder, every: int, checkpoint: Path | None = None) -> None:
+    saver = lightning.pytorch.callbacks.ModelCheckpoint(
+        out, filename="{step}", every_n_train_steps=every, save_top_k=-1
+    )
     trainer = lightning.Trainer(
+        max_epochs=4,
         default_root_dir=out,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        callbacks=[saver],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **options,  # type: ignore[arg-type]
     )
-    trainer.fit(
-        model, datamodule=module(str(folder), augment=STRONG), ckpt_path=checkpoint, weights_only=False
-    )
-    return model, trainer
+    data = module(str(folder), augment=STRONG)
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stop", [{"max_epochs": 2}])
+@pytest.mark.parametrize("saved", [6, 8])  # at the end of the first epoch, and in the middle of the second
 def test_lightning_resumes_with_the_batches_of_an_unbroken_run(
-    folder: Path, tmp_path: Path, stop: dict[str, int]
+    folder: Path, tmp_path: Path, saved: int
 ) -> None:
-    whole, _ = fit(folder, tmp_path, max_epochs=4)
+    whole = Recorder()
+    fit(folder, tmp_path / "whole", whole, saved)
     assert len(set(whole.seen)) == 24  # every epoch has its own augmentation
     assert whole.validated == 9
-    part, trainer = fit(folder, tmp_path, **stop)
-    trainer.save_checkpoint(tmp_path / "part.ckpt")
-    rest, _ = fit(folder, tmp_path, tmp_path / "part.ckpt", max_epochs=4)
-    assert part.seen + rest.seen == whole.seen
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(folder, tmp_path / "part", Recorder(die_after=10), saved)
+    rest = Recorder()
+    fit(folder, tmp_path / "rest", rest, saved, tmp_path / "part" / f"step={saved}.ckpt")
+    assert rest.seen == whole.seen[saved:]
 
 
 def test_opened_data_can_be_given(folder: Path) -> None:

@@ -79,6 +79,8 @@ class ImageDataModule(lightning.LightningDataModule):
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise UserError(f"batch_size={min(batch_size, eval_batch_size or 1)} must be at least 1")
+        if seed < 0:
+            raise UserError(f"seed={seed} must not be negative")
         check_interpolation(interpolation)
         self.data = open_data(data) if isinstance(data, str) else data
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -95,6 +97,7 @@ class ImageDataModule(lightning.LightningDataModule):
         self.val_set = _limited(self.data.val, max_val_images)
         self.stored_size = self._storage(cache)
         self._stored: dict[str, Stored] = {}
+        self._loaders: list[BatchLoader] = []
 
     @property
     def class_names(self) -> list[str]:
@@ -157,7 +160,7 @@ class ImageDataModule(lightning.LightningDataModule):
         if self.mixing is not None:
             source = Transformed(source, self.mixing, self.seed, rank)
         workers = self._workers(world) if stored is None else 0
-        return BatchLoader(source, plan, workers=workers, pin_memory=_pin())
+        return self._opened(BatchLoader(source, plan, workers=workers, pin_memory=_pin()))
 
     def val_dataloader(self) -> Loader:
         """Validation images in order, each exactly once over all processes."""
@@ -178,7 +181,7 @@ class ImageDataModule(lightning.LightningDataModule):
         stored = self._store("val")
         if stored is None:
             source: Source = Decoded(self.val_set, self._eval_transform(), seed=None)
-            return BatchLoader(source, plan, workers=self._workers(world), pin_memory=_pin())
+            return self._opened(BatchLoader(source, plan, workers=self._workers(world), pin_memory=_pin()))
         return BatchLoader(self._stored_eval(stored), plan, pin_memory=_pin())
 
     def test_dataloader(self) -> Loader:
@@ -206,6 +209,15 @@ class ImageDataModule(lightning.LightningDataModule):
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
         )
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Ends the decoding processes of the loaders handed out."""
+        while self._loaders:
+            self._loaders.pop().close()
+
+    def _opened(self, loader: BatchLoader) -> BatchLoader:
+        self._loaders.append(loader)
+        return loader
 
     def _storage(self, cache: str) -> Size | None:
         if isinstance(self.train_set, StreamImages) or isinstance(self.val_set, StreamImages):

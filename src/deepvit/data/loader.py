@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -134,22 +134,13 @@ class BatchLoader:
         self, source: Source, plan: TrainPlan | EvalPlan, *, workers: int = 0, pin_memory: bool = False
     ) -> None:
         self.source, self.plan, self.pin_memory = source, plan, pin_memory
+        self.workers = workers
         self.epoch = 0
         self.skipped: list[str] = []
         self._given = 0
         self._resume_at = 0
-        self._workers: DataLoader[Batch] | None = None
         self._keys = _Keys()
-        if workers:
-            self._workers = DataLoader(
-                _Batches(source),
-                sampler=self._keys,
-                batch_size=None,
-                num_workers=workers,
-                persistent_workers=True,
-                pin_memory=pin_memory,
-                generator=torch.Generator(),  # else each epoch would draw from the global one
-            )
+        self._pool: DataLoader[Batch] | None = None
 
     @property
     def batch_sampler(self) -> SimpleNamespace:
@@ -187,24 +178,41 @@ class BatchLoader:
         self._keys.keys = [
             Key(self.epoch, i, numbers) for i, numbers in enumerate(self.plan.epoch(self.epoch)) if i >= start
         ]
-        for batch in self._batches():
+        batches = self._in_workers() if self.workers else self._here()
+        for batch in batches:
             self._given += 1
             if batch.error:
+                batches.close()
+                self.close()
                 raise UserError(batch.error)
             self.skipped += batch.skipped
             if len(batch.images):
                 yield batch.images, batch.targets
         self.epoch, self._given = self.epoch + 1, 0
 
-    def _batches(self) -> Iterator[Batch]:
-        if self._workers is not None:
-            yield from self._workers
-            return
+    def close(self) -> None:
+        """Ends the worker processes, if there are any; another pass would start new ones."""
+        self._pool = None  # the last reference: torch's iterator then stops its processes
+
+    def _here(self) -> Generator[Batch, None, None]:
         for key in self._keys.keys:
             batch = self.source.batch(key)
             if self.pin_memory and not batch.error:
                 batch = batch._replace(images=batch.images.pin_memory())
             yield batch
+
+    def _in_workers(self) -> Generator[Batch, None, None]:
+        if self._pool is None:
+            self._pool = DataLoader(
+                _Batches(self.source),
+                sampler=self._keys,
+                batch_size=None,
+                num_workers=self.workers,
+                persistent_workers=True,
+                pin_memory=self.pin_memory,
+                generator=torch.Generator(),  # else each epoch would draw from the global one
+            )
+        yield from self._pool
 
 
 class _Keys(Sampler[Key]):

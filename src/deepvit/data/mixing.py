@@ -44,7 +44,8 @@ def make_mixing(config: AugmentConfig, num_classes: int, batch_size: int) -> Bat
 
 def seed_of(*key: int) -> int:
     """A 63-bit seed that is a function of whole numbers ≥ 0 such as (seed, epoch, rank, batch)."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    # NumPy ignores trailing zeros, so the number of parts goes first
+    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)
     return int(state[0]) >> 1
 
 

@@ -78,8 +78,9 @@ def autocontrast_table(images: Tensor) -> Tensor:
     values = torch.arange(256, device=images.device)
     low = present.int().argmax(2, keepdim=True)
     high = 255 - present.flip(2).int().argmax(2, keepdim=True)
-    scale = 255.0 / (high - low).clamp(min=1).double()
-    # PIL computes value · scale + offset in this form; another order rounds differently
+    width = (high - low).clamp(min=1).double()
+    # PIL computes value · scale + offset in this form; another order (or 255 · 1/width) rounds differently
+    scale = torch.full_like(width, 255.0) / width
     stretched = (values * scale + (-low * scale)).clamp(0, 255).long()
     return torch.where(high > low, stretched, values).to(torch.uint8)
 

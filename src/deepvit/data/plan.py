@@ -47,9 +47,12 @@ class EvalPlan:
         if count < world:
             raise UserError(f"{count} validation image(s) are too few for {world} processes")
         largest = math.ceil(count / world)
+        self.batch_size, self.world = batch_size, world
         self.share = torch.arange(count)[rank::world]
         self.batches = min(math.ceil(largest / batch_size), count // world)
 
     def epoch(self, epoch: int) -> list[torch.Tensor]:
         """Image numbers of each batch of this process; the same in every epoch."""
-        return list(self.share.tensor_split(self.batches)) if self.batches > 1 else [self.share]
+        if self.world == 1:
+            return list(self.share.split(self.batch_size))
+        return list(self.share.tensor_split(self.batches))

@@ -98,11 +98,8 @@ class StreamImages:
     ``shards`` is how many files can be shared among processes.
     """
 
-    def __init__(
-        self, place: str, split: str, count: int, shards: int, class_map: Mapping[str, int] | None
-    ) -> None:
+    def __init__(self, place: str, split: str, count: int, shards: int) -> None:
         self.place, self.split, self.count, self.shards = place, split, count, shards
-        self.class_map = class_map
 
     def __len__(self) -> int:
         return self.count
@@ -125,7 +122,7 @@ class StreamImages:
 
 
 def open_wds(place: str, class_map: Mapping[str, int] | None, num_classes: int | None) -> Opened:
-    """WebDataset shards by timm's reader; labels are the ``.cls`` members.
+    """WebDataset shards by timm's reader; labels are the ``.cls`` members (``class_map`` only names them).
 
     ``place`` is a folder or an address with timm's ``_info.json``, or a local folder of ``train*.tar`` and
     ``val*.tar`` (or ``test*.tar``) shards, which are counted by reading their indexes.
@@ -141,9 +138,7 @@ def open_wds(place: str, class_map: Mapping[str, int] | None, num_classes: int |
         if "train" not in splits or val_name is None:
             raise UserError(f"wds/{place} needs a train and a validation split (it has: {', '.join(splits)})")
         parts = [
-            StreamImages(
-                place, name, int(splits[name]["num_samples"]), len(splits[name]["filenames"]), class_map
-            )
+            StreamImages(place, name, int(splits[name]["num_samples"]), len(splits[name]["filenames"]))
             for name in ("train", val_name)
         ]
         labels: set[int] = set()
@@ -162,7 +157,10 @@ def open_wds(place: str, class_map: Mapping[str, int] | None, num_classes: int |
                 count += len(found)
                 labels |= set(found)
             split = "::".join(shard.name for shard in shards)
-            parts.append(StreamImages(place, f"{split}|{count}", count, len(shards), class_map))
+            parts.append(StreamImages(place, f"{split}|{count}", count, len(shards)))
+    known = len(class_map) if class_map is not None else num_classes
+    if known is not None and labels and max(labels) >= known:
+        raise UserError(f"wds/{place} has label {max(labels)}, more than the {known} classes given")
     if class_map is not None:
         names = sorted(class_map, key=lambda name: class_map[name])
     elif num_classes is not None or labels:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,8 @@ class StreamLoader:
     """Iterates over (images, targets) of a stream.
 
     Training: every epoch has the same number of full batches, and its batches are a function of (seed, epoch,
-    number of workers). Evaluation: each image once (on one process; timm's reader shares out whole shards).
+    number of workers). Evaluation: each image once on one process; on several, timm's reader shares out
+    whole shards and rounds up, so that a few images may count twice or not at all.
     ``workers`` is at least 1, so that no draw touches this process's random state, and at most the number of
     shards of a process. An interrupted epoch cannot be continued in its middle: resume between epochs.
     """
@@ -60,10 +63,12 @@ class StreamLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        share = len(self.images) // self.world
         if self.training:
-            return share // self.batch_size
-        return -(-share // self.batch_size)
+            return len(self.images) // self.world // self.batch_size
+        share = len(self.images)
+        if self.world > 1:  # timm's reader rounds every worker's share up
+            share = self.workers * math.ceil(share / (self.world * self.workers))
+        return math.ceil(share / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         seed = seed_of(self.seed, self.epoch) % 2**31
@@ -78,14 +83,25 @@ class StreamLoader:
             pin_memory=self.pin_memory,
             generator=torch.Generator().manual_seed(seed),  # seeds the workers
         )
-        # Each worker rounds its share up to whole batches, so a pass can be longer than the epoch.
-        limit = len(self) if self.training else None
-        for number, (images, labels) in enumerate(loader):
-            if number == limit:
-                break
+        # In training each worker rounds its share up to whole batches, so a pass can exceed the epoch;
+        # in evaluation each ends on a short batch, which makes the pass longer than ``len``.
+        batches = islice(loader, len(self)) if self.training else self._full(loader)
+        for number, (images, labels) in enumerate(batches):
             targets: Any = labels
             if self.batch_transform is not None:
                 with global_seed(seed_of(self.seed, self.epoch, self.rank, number, 1)):
                     images, targets = self.batch_transform(images, labels)
             yield images, targets
         self.epoch += 1
+
+    def _full(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same samples in batches of ``batch_size``, the last one shorter."""
+        images, labels = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        for more_images, more_labels in batches:
+            images = torch.cat([images, more_images]) if len(images) else more_images
+            labels = torch.cat([labels, more_labels]) if len(labels) else more_labels
+            if len(images) >= self.batch_size:
+                yield images[: self.batch_size], labels[: self.batch_size]
+                images, labels = images[self.batch_size :], labels[self.batch_size :]
+        if len(images):
+            yield images, labels

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
+from timm.data.auto_augment import AutoAugment
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torchvision import transforms as tv
 
@@ -62,7 +64,20 @@ def train_transform(
         flips = first.transforms[1:]  # what follows the resized crop
         shift = [tv.RandomCrop(size, padding=config.crop_padding)] if config.crop_padding else []
         first = tv.Compose([geometry(size, interpolation, 1.0), *shift, *flips])
+    for policy in second.transforms:
+        _mend_posterize(policy)
     return tv.Compose([first, second, last])
+
+
+def _mend_posterize(policy: Any) -> None:
+    """timm asks PIL to keep 0 bits at full strength, which newer PIL refuses; the result always was black."""
+    groups = policy.policy if isinstance(policy, AutoAugment) else [getattr(policy, "ops", [])]
+    for op in (op for group in groups for op in group if op.name.startswith("Posterize")):
+        op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    return image.point([value & (255 << (8 - bits_to_keep) & 255) for value in range(256)] * 3)
 
 
 def eval_transform(
