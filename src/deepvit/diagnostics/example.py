@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import random
 
-from .catalogue import METRICS
-from .results import (
+from deepvit.diagnostics.catalogue import METRICS
+from deepvit.diagnostics.results import (
     BlockFacts,
     BlockMap,
     Cure,

@@ -5,8 +5,8 @@ A number that does not exist (no pair of heads, no direction in a zero vector) i
 
 from __future__ import annotations
 
-from .alignment import cka_matrix, linear_cka
-from .cross import (
+from deepvit.diagnostics.metrics.alignment import cka_matrix, linear_cka
+from deepvit.diagnostics.metrics.cross import (
     ColumnSample,
     all_columns,
     column_similarity,
@@ -15,9 +15,15 @@ from .cross import (
     similarity_matrix,
     weighted_columns,
 )
-from .maps import attention_distance, attention_entropy, head_similarity, is_distribution, map_contrast
-from .spectrum import effective_rank
-from .tokens import (
+from deepvit.diagnostics.metrics.maps import (
+    attention_distance,
+    attention_entropy,
+    head_similarity,
+    is_distribution,
+    map_contrast,
+)
+from deepvit.diagnostics.metrics.spectrum import effective_rank
+from deepvit.diagnostics.metrics.tokens import (
     change,
     feature_similarity,
     high_norm_share,

@@ -53,7 +53,7 @@ def sample_columns(keys: int, prefix: int, limit: int) -> ColumnSample:
 
 
 def weighted_columns(maps: Tensor, columns: ColumnSample, centred: bool = False) -> tuple[Tensor, Tensor]:
-    """Columns of maps [B,H,Q,K] without their length: ([B,H,S,Q] float32, [B,H,S] whether there was a column).
+    """Columns of maps [B,H,Q,K] without their length: ([B,H,S,Q] float32, [B,H,S] whether there is one).
 
     Each is scaled to length ``sqrt(weight)``: a plain inner product of two blocks is then the weighted sum of
     cosines.

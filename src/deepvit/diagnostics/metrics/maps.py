@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .cross import ColumnSample, all_columns, pairwise, weighted_columns
+from deepvit.diagnostics.metrics.cross import ColumnSample, all_columns, pairwise, weighted_columns
 
 
 def attention_entropy(maps: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def attention_entropy(maps: Tensor) -> Tensor:
 
 
 def is_distribution(maps: Tensor) -> bool:
-    """Whether every row of the maps [..., K] is a distribution over keys, up to the rounding of half precision."""
+    """Whether every row of the maps [..., K] is a distribution over keys, up to half precision."""
     return float(maps.amin()) >= 0 and float((maps.sum(-1) - 1).abs().amax()) <= 0.02
 
 

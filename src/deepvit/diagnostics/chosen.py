@@ -1,0 +1,90 @@
+"""A few chosen images and their attention maps, small enough to put into a report."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepvit.diagnostics.capturing import MapLayout
+from deepvit.diagnostics.plan import Plan
+from deepvit.diagnostics.results import BlockMap, ImageMaps
+from deepvit.diagnostics.rows import Row
+
+_LONGEST_SIDE = 320
+
+
+class ChosenMaps:
+    """Keeps the maps of at most ``count`` images: what the class token, or else the mean query, attends to.
+
+    They are spread over the images on which attention is measured. Windowed maps are not kept: a window is
+    not the image. ``normalize`` is the (mean, std) that the images were normalised with, undone for
+    display; ``None``: each image is stretched to the full range.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        plan: Plan,
+        images: int | None,
+        count: int,
+        normalize: tuple[Sequence[float], Sequence[float]] | None,
+    ) -> None:
+        self.rows = {row.key: row for row in rows}
+        self.count, self.normalize = count, normalize
+        measured = count if images is None else -(-images // plan.attention_every)
+        self.every = plan.attention_every * max(1, measured // max(1, count))
+        self.images: list[ImageMaps] = []
+        self._now: list[tuple[int, ImageMaps]] = []
+
+    def begin(self, numbers: Sequence[int], images: Tensor, labels: Sequence[str]) -> None:
+        """Start a forward pass over images [B,3,h,w] with these numbers; keeps the chosen ones' pixels."""
+        self._now = []
+        for place, number in enumerate(numbers):
+            if number % self.every == 0 and len(self.images) < self.count:
+                pixels = displayed(images[place], self.normalize)
+                data = base64.b64encode(pixels.numpy().tobytes()).decode()
+                self.images.append(ImageMaps(labels[place], list(pixels.shape), data))
+                self._now.append((place, self.images[-1]))
+
+    def on_attention(self, key: str, maps: Tensor, layout: MapLayout) -> None:
+        """Keep the chosen images' part of the maps [B,H,Q,K] of one block."""
+        row = self.rows.get(key)
+        if row is None or layout.windows > 1 or layout.key_grid is None:
+            return
+        for place, image in self._now:
+            has_class = layout.query_prefix > 0
+            asked = maps[place, :, 0] if has_class else maps[place].mean(-2)
+            values = asked[:, layout.key_prefix :].unflatten(-1, layout.key_grid)
+            query = "class token" if has_class else "mean of all queries"
+            image.maps.append(_encoded(row.facts.index, query, values.to("cpu", torch.float32)))
+
+
+def _encoded(block: int, query: str, values: Tensor) -> BlockMap:
+    low, high = float(values.min()), float(values.max())
+    # A constant map has no range; every byte is then 0 and stands for `low`.
+    scale = 255.0 / (high - low) if high > low else 0.0
+    levels = ((values - low) * scale).round().clamp(0, 255).to(torch.uint8)
+    return BlockMap(
+        block, query, list(values.shape), low, high, base64.b64encode(levels.numpy().tobytes()).decode()
+    )
+
+
+def displayed(image: Tensor, normalize: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+    """A normalised image [C,h,w] as uint8 [h,w,3], its longest side at most 320 pixels."""
+    image = image.detach().to("cpu", torch.float32)
+    if image.shape[0] != 3:
+        image = image.mean(0, keepdim=True).expand(3, -1, -1)
+    if normalize is not None:
+        mean, std = (torch.as_tensor(values, dtype=torch.float32)[:, None, None] for values in normalize)
+        image = image * std + mean
+    else:
+        low, high = image.amin(), image.amax()
+        image = (image - low) / (high - low).clamp_min(1e-6)
+    factor = _LONGEST_SIDE / max(image.shape[-2:])
+    if factor < 1:
+        image = F.interpolate(image[None], scale_factor=factor, mode="bilinear", antialias=True)[0]
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
