@@ -68,8 +68,14 @@ def test_published_sizes_and_their_plain_twins(name: str) -> None:
 
 
 def test_registered_and_listed() -> None:
-    assert models.names() == list(PUBLISHED)
-    assert set(timm.list_models("deepvit*")) == set(PUBLISHED)
+    assert set(PUBLISHED) < set(models.names()) == set(timm.list_models("deepvit*"))
+
+
+def test_the_small_network_takes_small_images() -> None:
+    model = timm.create_model("deepvit_tiny_d16_patch4_32", num_classes=10)
+    assert model(images()).shape == (2, 10)
+    assert resolve_model_data_config(model)["input_size"] == (3, 32, 32)
+    assert with_reattention(model) == list(range(16))
 
 
 def test_importing_the_models_needs_neither_lightning_nor_transformers() -> None:

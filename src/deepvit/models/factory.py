@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -179,7 +180,7 @@ def _explain(error: Exception, model_name: str, given: Mapping[str, Any], pretra
     width, heads = sizes.get("embed_dim"), sizes.get("num_heads")
     if isinstance(width, int) and isinstance(heads, int) and {"embed_dim", "num_heads"} & given.keys():
         check_width(width, heads)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = _reason(error)
     if pretrained:
         raise UserError(f"model {model_name}: its pretrained weights cannot be had ({reason})") from error
     if isinstance(error, (OSError, RuntimeError, ValueError)) and ":" in model_name:
@@ -189,6 +190,15 @@ def _explain(error: Exception, model_name: str, given: Mapping[str, Any], pretra
     if given:
         chosen = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UserError(f"model {model_name} cannot be built with {chosen[:200]} ({reason})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the error says; of a bare ``assert``, what it asserts."""
+    said = str(error).strip()
+    if said:
+        return said.splitlines()[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    return (frames[-1].line if frames else None) or type(error).__name__
 
 
 def _unknown_argument(model_name: str, name: str, known: list[str]) -> str:
