@@ -162,6 +162,10 @@ def check_attention(model: nn.Module, names: list[str]) -> None:
             raise UserError(
                 f"attention_cosine cannot read {name} ({kind}): positions enter after its queries and keys"
             )
+        if hasattr(attn, "proj_l"):
+            raise UserError(
+                f"attention_cosine cannot read {name} ({kind}): it mixes heads before the softmax"
+            )
         if hasattr(attn, "lambda_init"):
             raise UserError(f"attention_cosine cannot read {name} ({kind}): its map is a difference of two")
 

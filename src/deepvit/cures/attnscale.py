@@ -1,0 +1,93 @@
+"""AttnScale: amplify what attention does beyond averaging.
+
+Mechanism: a softmax map is the uniform map plus a rest; the uniform part passes only the tokens' mean (the
+lowest frequency), so depth turns tokens into their mean. AttnScale makes the rest larger, by a learned gain
+per head.
+
+Formula: ``(A − 1/N) scaled by 1 + λ_h``, that is ``out_h = A V + λ_h (A V − mean V)``, because the uniform
+map times V is the mean of V. Hence exact on fused attention: no map is formed.
+Source: Wang et al. 2022, "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis"
+(arXiv 2203.05962), written as above.
+Cost: H parameters a block and one pass over an [N, D] tensor. Start: λ = 0, the identity.
+Helps: maps that turn uniform with depth, patch tokens that grow alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepvit.cures.registry import Cure
+from deepvit.cures.target import SOFTMAX_ATTENTION, add_part, attention_of, like, split_values
+
+
+class MeanFromValues(nn.Module):
+    """Base: sees the values as ``qkv`` gives them, and changes attention's output [B, N, D] before its norm.
+
+    Both as hooks, so that the attention module (and its fused kernel) stays timm's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean: Tensor | None = None
+
+    def see(self, _module: nn.Module, _inputs: Any, qkv: Tensor) -> None:
+        """Hook on ``qkv``: keep the mean value until the same forward pass uses it."""
+        self.mean = split_values(qkv)[1].mean(dim=1, keepdim=True)
+
+    def change(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Hook before ``norm``: the changed output."""
+        assert self.mean is not None
+        mean, self.mean = self.mean, None
+        return self.combine(inputs[0], mean)
+
+    def combine(self, out: Tensor, mean: Tensor) -> Tensor:
+        """Attention's output [B, N, D] and the mean value [B, 1, D] to the new output."""
+        raise NotImplementedError
+
+    def attach(self, attn: Any, name: str) -> None:
+        """Become a part of an attention module."""
+        add_part(attn, name, self)
+        attn.qkv.register_forward_hook(self.see)
+        attn.norm.register_forward_pre_hook(self.change)
+
+
+class AttnScale(MeanFromValues):
+    """``x + λ_h (x − mean V)``, λ [H] learned."""
+
+    def __init__(self, heads: int, head_dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.gain = nn.Parameter(torch.zeros(heads, **factory))
+
+    def combine(self, out: Tensor, mean: Tensor) -> Tensor:
+        """See the class."""
+        gain = self.gain.repeat_interleave(self.head_dim).to(out.dtype)
+        return out + gain * (out - mean)
+
+
+@dataclass(frozen=True)
+class Options:
+    """AttnScale has none: its paper's start is the identity."""
+
+
+def put(model: nn.Module, blocks: list[int], options: Options) -> None:
+    """Put it into these blocks; raises UserError where attention is not timm's softmax attention."""
+    found = [attention_of(model, number, "attnscale", *SOFTMAX_ATTENTION) for number in blocks]
+    for attn in found:
+        AttnScale(attn.num_heads, attn.head_dim, **like(attn)).attach(attn, "attn_scale")
+
+
+CURE = Cure(
+    name="attnscale",
+    mechanism="amplify the non-uniform part of each map: AV + λ(AV − mean V), λ learned per head",
+    source="Wang et al. 2022, arXiv 2203.05962 (AttnScale)",
+    options=Options,
+    put=put,
+    needs_maps=False,
+    identity_at_start=True,
+    excludes=frozenset({"reattention", "talking_heads", "centred_attention", "differential_attention"}),
+)

@@ -1,0 +1,62 @@
+"""FeatScale: weigh the tokens' mean and the rest of them anew after each block.
+
+Mechanism: depth shrinks what distinguishes tokens against their mean; two learned gains a channel let the
+network restore the balance.
+
+Formula: ``x ← x + s∘mean(x) + t∘(x − mean(x))``, mean over tokens, s and t [C] learned.
+Source: Wang et al. 2022 (arXiv 2203.05962), FeatScale; here on the block's output.
+Cost: 2C parameters a block and one pass over its output. Start: s = t = 0, the identity (as in the paper).
+Helps: patch tokens that grow alike. Attention is untouched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepvit.cures.registry import Cure
+from deepvit.cures.target import add_part, blocks_of, like
+
+
+class FeatScale(nn.Module):
+    """Tokens [B, N, C] to tokens, by the formula above."""
+
+    def __init__(self, dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.mean_gain = nn.Parameter(torch.zeros(dim, **factory))
+        self.rest_gain = nn.Parameter(torch.zeros(dim, **factory))
+
+    def change(self, _module: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
+        """Hook after the block."""
+        mean = tokens.mean(dim=1, keepdim=True)
+        s, t = self.mean_gain.to(tokens.dtype), self.rest_gain.to(tokens.dtype)
+        return tokens + s * mean + t * (tokens - mean)
+
+
+@dataclass(frozen=True)
+class Options:
+    """FeatScale has none: its paper's start is the identity."""
+
+
+def put(model: nn.Module, blocks: list[int], options: Options) -> None:
+    """Put it after these blocks."""
+    found = blocks_of(model, "featscale")
+    for number in blocks:
+        block = found[number]
+        part = FeatScale(int(block.attn.proj.out_features), **like(block))
+        add_part(block, "feat_scale", part)
+        block.register_forward_hook(part.change)
+
+
+CURE = Cure(
+    name="featscale",
+    mechanism="reweigh the tokens' mean and the rest: x + s∘mean + t∘(x − mean), per channel",
+    source="Wang et al. 2022, arXiv 2203.05962 (FeatScale)",
+    options=Options,
+    put=put,
+    needs_maps=False,
+    identity_at_start=True,
+)

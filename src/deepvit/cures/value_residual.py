@@ -1,0 +1,71 @@
+"""Value residual: blend each block's values with the first block's.
+
+Mechanism: deep values carry little of what tokens were; a share of the first block's brings it back, so that
+even a uniform map has different tokens to average.
+
+Formula: ``V_l ← λ₁ V_1 + λ₂ V_l``, two learned scalars a block. The map is untouched: fused attention stays.
+Source: Zhou et al. 2024, "Value Residual Learning" (arXiv 2410.17897; ResFormer, with learned λ).
+Cost: 2 parameters a block; the first block's values stay in memory during the pass.
+Start: ``init="identity"`` λ = (0, 1); ``init="paper"`` λ = (0.5, 0.5), which changes the function at once.
+Helps: patch tokens that grow alike with depth, attention that concentrates on few tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepvit.cures.first_values import FirstValues, attach
+from deepvit.cures.reattention import GatedReAttention
+from deepvit.cures.registry import Cure
+from deepvit.cures.talking_heads import TalkingHeads
+from deepvit.cures.target import VALUE_ATTENTION, add_part, like, split_values
+
+
+class ValueResidual(nn.Module):
+    """Blends values [B, N, D] inside what ``qkv`` returns; ``blend`` is (λ₁, λ₂)."""
+
+    def __init__(self, first: FirstValues, start: tuple[float, float], **factory: Any) -> None:
+        super().__init__()
+        self.first = first
+        self.blend = nn.Parameter(torch.tensor(start, **factory))
+
+    def change(self, _module: nn.Module, _inputs: Any, qkv: Tensor) -> Tensor:
+        """Hook on ``qkv``."""
+        queries_keys, values = split_values(qkv)
+        from_first, own = self.blend.to(qkv.dtype).unbind()
+        return torch.cat((queries_keys, from_first * self.first.get() + own * values), dim=-1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the value residual."""
+
+    init: str = "identity"
+    """"identity": λ from (0, 1). "paper": λ from (0.5, 0.5)."""
+
+
+def put(model: nn.Module, blocks: list[int], options: Options) -> None:
+    """Put it into these blocks after the first; raises UserError where values cannot be reached."""
+    start = (0.0, 1.0) if options.init == "identity" else (0.5, 0.5)
+    kinds = (*VALUE_ATTENTION, GatedReAttention, TalkingHeads)
+    holder, found = attach(model, blocks, "value_residual", *kinds)
+    for attn in found:
+        part = ValueResidual(holder, start, **like(attn))
+        add_part(attn, "value_residual", part)
+        attn.qkv.register_forward_hook(part.change)
+
+
+CURE = Cure(
+    name="value_residual",
+    mechanism="blend values with the first block's: V ← λ₁V_first + λ₂V",
+    source="Zhou et al. 2024, arXiv 2410.17897",
+    options=Options,
+    put=put,
+    needs_maps=False,
+    identity_at_start=True,
+    excludes=frozenset({"neutreno"}),
+)
