@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import html.parser
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from deepvit.diagnostics.catalogue import METRICS
+from deepvit.diagnostics.catalogue import MATRICES, METRICS
 from deepvit.diagnostics.example import example_measurements
 from deepvit.diagnostics.report import compare_reports, load, report_html, save, write_report
 from deepvit.diagnostics.report.charts import profiles, shown_metrics
@@ -19,7 +21,18 @@ from deepvit.diagnostics.report.commands import command
 from deepvit.diagnostics.report.compare import compare_html, curve_charts, distinct_names, outcome_table
 from deepvit.diagnostics.report.payload import numbers_csv, page_data
 from deepvit.diagnostics.report.pictures import maps_payload
-from deepvit.diagnostics.results import Cure, Measurements
+from deepvit.diagnostics.results import (
+    VERSION,
+    BlockFacts,
+    BlockMap,
+    Cure,
+    Finding,
+    ImageMaps,
+    Measurements,
+    Series,
+    SimilarBlocks,
+    Verdict,
+)
 from deepvit.errors import UserError
 
 EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\"'&"
@@ -292,3 +305,36 @@ def test_json_keeps_a_row_of_a_matrix_on_one_line(tmp_path):
     text = save(results, tmp_path / "c.json", maps=False).read_text()
     assert any(line.count(",") >= 3 and line.strip().startswith("[") for line in text.splitlines())
     assert Measurements.from_dict(json.loads(text)).maps == []
+
+
+def test_documented_schema_names_every_field_and_metric():
+    text = (Path(__file__).parents[2] / "docs" / "collapse-json.md").read_text("utf-8")
+    kinds = (Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, ImageMaps, BlockMap)
+    for kind in kinds:
+        for entry in dataclasses.fields(kind):
+            assert f"`{entry.name}`" in text, f"{kind.__name__}.{entry.name} is not documented"
+    assert f"`version` is `{VERSION}`" in text
+    for key, info in METRICS.items():
+        row = next(
+            line for line in text.splitlines() if line.startswith(f"| `{key}` | ") and info.alarm in line
+        )
+        assert info.formula.replace("|", "\\|") in row
+    for key in MATRICES:
+        assert f"`{key}`" in text
+
+
+def test_single_heads_are_drawn_where_they_were_measured():
+    results = example_measurements(depth=3, heads=2, grid=3)
+    results.per_head["entropy"][1] = None
+    series = embedded(report_html(results))["models"][0]["series"]
+    assert series["entropy"]["heads"][0] == pytest.approx(results.per_head["entropy"][0], rel=1e-4)
+    assert series["entropy"]["heads"][1] == []
+    assert series["token_rank"]["heads"] is None
+
+
+def test_written_numbers_line_up_as_numbers():
+    table = outcome_table(
+        [{"run": "a", "top-1": "97.2 ± 0.4", "s": "–"}, {"run": "b", "top-1": "98.0", "s": "1.5"}]
+    )
+    assert table is not None
+    assert [head["text"] for head in table["heads"]] == [True, False, False]

@@ -40,4 +40,6 @@ def _where(cure: Cure, result: Measurements) -> str:
         return "every block"
     if cure.blocks.isdigit():
         return f"block {cure.blocks}"
-    return "blocks " + cure.blocks.replace("-", " to ").replace("last:", "last ").replace("first:", "first ")
+    return "blocks " + cure.blocks.replace(",", ", ").replace("-", " to ").replace("last:", "last ").replace(
+        "first:", "first "
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -163,13 +164,18 @@ def curve_charts(curves: Curves, names: Sequence[str], x_name: str) -> list[dict
     return found
 
 
+def _is_text(cell: Any) -> bool:
+    """Whether a cell is words; numbers that come already written ("97.2 ± 0.4", "–") line up as numbers."""
+    return isinstance(cell, str) and re.fullmatch(r"[-−–+±%×\s\d.,e]*", cell) is None
+
+
 def outcome_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The caller's rows of accuracy and cost: columns in the order in which they first occur."""
     if not rows:
         return None
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[row.get(column) for column in columns] for row in rows]
-    texts = [any(isinstance(row[place], str) for row in cells) for place in range(len(columns))]
+    texts = [any(_is_text(row[place]) for row in cells) for place in range(len(columns))]
     return {
         "heads": [
             {"title": column.replace("_", " "), "formula": "", "text": text}

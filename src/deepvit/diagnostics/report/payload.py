@@ -20,11 +20,14 @@ def page_data(
     results: Sequence[Measurements], names: Sequence[str], profiles: Sequence[charts.Profile]
 ) -> dict[str, Any]:
     """Everything that the script draws, for one model or several side by side; ``names`` are told apart."""
+    models = [
+        _model(result, name, color, MAPS_BUDGET // len(results))
+        for color, (result, name) in enumerate(zip(results, names, strict=True))
+    ]
+    for model in models:
+        model["strip"]["low"] = _lowest(results)
     return {
-        "models": [
-            _model(result, name, color, MAPS_BUDGET // len(results))
-            for color, (result, name) in enumerate(zip(results, names, strict=True))
-        ],
+        "models": models,
         "charts": [charts.chart_payload(profile, results) for profile in profiles],
         "csv": numbers_csv(results, names),
     }
@@ -43,6 +46,7 @@ def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str
                 "values": rounded(series.values),
                 "low": _shifted(key, series, -1),
                 "high": _shifted(key, series, 1),
+                "heads": _heads(result.per_head.get(key)),
             }
             for key, series in result.series.items()
         },
@@ -58,6 +62,19 @@ def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str
         },
         "maps": pictures.maps_payload(result, budget),
     }
+
+
+def _lowest(results: Sequence[Measurements]) -> float:
+    """The least value on any strip: below zero the colour scale needs its other half."""
+    values = (
+        value
+        for result in results
+        for key in charts.STRIP_ROWS
+        if key in result.series
+        for value in result.series[key].values
+        if value is not None
+    )
+    return min(values, default=0.0)
 
 
 def _strip(result: Measurements, name: str, start: int | None) -> dict[str, Any]:
@@ -93,6 +110,11 @@ def _shifted(key: str, series: Series, sign: int) -> list[float | None]:
             for value, width in zip(series.values, series.spread, strict=True)
         ]
     )
+
+
+def _heads(per_head: Sequence[Sequence[float | None] | None] | None) -> list[list[float | None]] | None:
+    """Single heads of every block, where the metric was measured for them."""
+    return None if per_head is None else [rounded(heads or []) for heads in per_head]
 
 
 def numbers_csv(results: Sequence[Measurements], names: Sequence[str]) -> str:

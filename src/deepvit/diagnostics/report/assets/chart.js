@@ -8,6 +8,7 @@ function extent(spec) {
   for (const s of spec.series) {
     values.push(...s.y);
     if (s.low) values.push(...s.low, ...s.high);
+    if (s.heads) values.push(...s.heads.flat());
   }
   for (const t of spec.thresholds || []) values.push(t.value);
   const known = values.filter((v) => v !== null && Number.isFinite(v));
@@ -87,6 +88,9 @@ function lineChart(host, spec) {
       const above = sy(t.value) - margin.top > 14;
       root.append(svg("text", { class: "threshold-name", x: margin.left + 4, y: sy(t.value) + (above ? -4 : 12) }, t.label));
     }
+    for (const s of series) if (s.heads) s.heads.forEach((heads, i) => {
+      for (const value of heads) if (value !== null) root.append(svg("circle", { class: "head", cx: sx(s.x[i]), cy: sy(value), r: 1.5 }));
+    });
     for (const s of series) if (s.low) root.append(svg("path", { class: `band c${s.color}`, d: band(s, sx, sy) }));
     for (const s of series) {
       root.append(svg("path", { class: `line c${s.color}${s.faint ? " faint" : ""}`, d: path(s.x, s.y, sx, sy), "stroke-dasharray": DASHES[s.dash || 0] || null }));
@@ -158,7 +162,8 @@ function blockTicks(xs, room) {
 function legend(series) {
   if (series.length === 1) {
     const known = series[0].y.filter((v) => v !== null);
-    return [el("span", {}, `first ${format(known[0])}, last ${format(known[known.length - 1])}`)];
+    const heads = series[0].heads ? "; grey dots are single heads" : "";
+    return [el("span", {}, `first ${format(known[0])}, last ${format(known[known.length - 1])}${heads}`)];
   }
   return series.map((s) =>
     el("span", { class: `value c${s.color}` },

@@ -74,15 +74,34 @@ const cursor = {
 };
 
 // Redraw when the room for a chart changes, but not once for every pixel of a drag.
+const drawn = [];
 function onWidth(host, draw) {
   let last = 0;
-  const look = () => {
-    const width = Math.floor(host.clientWidth);
+  const at = (width) => {
     if (width > 0 && width !== last) draw((last = width));
   };
+  const look = () => at(Math.floor(host.clientWidth));
+  drawn.push({ toScreen: look, toPaper: () => at(Math.min(last, PAPER)) });
   new ResizeObserver(() => requestAnimationFrame(look)).observe(host);
   look();
 }
+
+// What was drawn for a wide screen would print with letters too small to read; and paper cannot unfold anything.
+const PAPER = 700;
+addEventListener("beforeprint", () => {
+  for (const chart of drawn) chart.toPaper();
+  for (const part of document.querySelectorAll("details:not([open])")) {
+    part.open = true;
+    part.dataset.folded = "";
+  }
+});
+addEventListener("afterprint", () => {
+  for (const chart of drawn) chart.toScreen();
+  for (const part of document.querySelectorAll("details[data-folded]")) {
+    part.open = false;
+    delete part.dataset.folded;
+  }
+});
 
 async function copyText(text) {
   try {

@@ -32,6 +32,7 @@ function profileSeries(models, chart) {
         y: series.values,
         low: !several && k === 0 ? series.low : null,
         high: !several && k === 0 ? series.high : null,
+        heads: several ? null : series.heads,
       });
     });
   return found;
@@ -41,7 +42,10 @@ function start() {
   const data = JSON.parse(document.getElementById("data").textContent);
   const models = data.models;
   themeSwitch();
-  for (const host of document.querySelectorAll("[data-strip]")) depthStrip(host, models[host.dataset.strip].strip);
+  for (const host of document.querySelectorAll("[data-strip]")) {
+    const place = Number(host.dataset.strip);
+    depthStrip(host, models[place].strip, place === models.length - 1);
+  }
   for (const host of document.querySelectorAll("[data-chart]")) {
     const chart = data.charts[host.dataset.chart];
     lineChart(host, {

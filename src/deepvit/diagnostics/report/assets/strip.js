@@ -1,13 +1,14 @@
 // The depth strip: a core sample of the network, one cell a block, hot where things are alike.
 
-function depthStrip(host, spec) {
+// `last`: strips that stand under each other need one scale and one reading line, under the last of them.
+function depthStrip(host, spec, last) {
   const n = spec.blocks.length;
   const canvas = el("div", {
     class: "plot strip", tabindex: "0", role: "group", "aria-roledescription": "depth strip",
     "aria-label": `${spec.title}, ${n} blocks from left to right. Arrow keys move over the blocks.`,
   });
   const readout = el("div", { class: "readout", "aria-live": "polite" });
-  host.append(canvas, el("div", { class: "strip-foot" }, readout, colorScale(Math.min(0, ...spec.rows.flatMap((row) => row.values).filter((v) => v !== null)))));
+  host.append(canvas, el("div", { class: "strip-foot" }, readout, last ? colorScale(spec.low) : null));
   let move = () => {};
 
   function draw(width) {
@@ -46,7 +47,7 @@ function depthStrip(host, spec) {
       const i = block === null ? -1 : spec.indices.indexOf(block);
       frame.setAttribute("visibility", i < 0 ? "hidden" : "visible");
       if (i < 0) {
-        readout.textContent = spec.hint;
+        readout.textContent = last ? spec.hint : "";
         return;
       }
       frame.setAttribute("x", left + i * each);
