@@ -7,7 +7,6 @@ import timm
 import torch
 
 from deepvit.diagnostics.capturing import capture
-from deepvit.errors import UserError
 
 
 @pytest.fixture
@@ -40,5 +39,3 @@ def test_maps_and_tokens_by_block_name(vit, images):
     assert all(c.passed for c in seen.checks.values())
     assert not seen.attention["blocks.0"].requires_grad
     assert hooks(vit) == 0
-
-
