@@ -85,6 +85,7 @@ class AttentionSums:
         self._softmax: dict[int, Tensor] = {}
         self._softmax_columns: dict[int, tuple[Tensor, Tensor]] = {}
         self._now: dict[tuple[str, int], Tensor] = {}
+        self._whole: dict[int, Tensor] = {}
         self._images: list[int] = []
 
     def begin(self, images: Sequence[int]) -> None:
@@ -92,6 +93,7 @@ class AttentionSums:
         self._images = list(images)
         self._now.clear()
         self._softmax.clear()
+        self._whole.clear()
         self._softmax_columns.clear()
 
     def on_softmax(self, key: str, maps: Tensor, layout: MapLayout) -> None:
@@ -109,6 +111,8 @@ class AttentionSums:
         if softmax is not None:
             row.facts.mixed = True
         self._softmax_metrics(number, maps if softmax is None else softmax)
+        if row.facts.kind == "windowed":
+            self._whole[number] = _unmasked(maps if softmax is None else softmax)
         self._take("map_contrast", number, map_contrast(maps))
         ranked = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
         if ranked and row.facts.kind != "class":
@@ -133,7 +137,7 @@ class AttentionSums:
         ):
             for group, members in self.groups.items():
                 weight = self._samples[members[0]].weight
-                matrix = self._per_image(columns[group].matrix(weight))
+                matrix = self._per_image(columns[group].matrix(weight), members[0])
                 self.matrices[key][group].add(matrix)
                 for slot, number in enumerate(members):
                     previous = self.rows[number].previous
@@ -161,7 +165,7 @@ class AttentionSums:
             grids = layout.query_grid, layout.query_prefix, layout.key_grid
             per_head["attention_distance"] = attention_distance(maps, *grids)
         for key, values in per_head.items():
-            values = self._per_image(values)
+            values = self._per_image(values, number)
             self.per_head[key][number].add(values)
             self._now[key, number] = values.nanmean(-1)
 
@@ -198,9 +202,22 @@ class AttentionSums:
         )
 
     def _take(self, key: str, number: int, values: Tensor) -> None:
-        self._now[key, number] = self._per_image(values)
+        self._now[key, number] = self._per_image(values, number)
 
-    def _per_image(self, values: Tensor) -> Tensor:
-        """Mean over the windows of each image: [B*W, ...] -> [B, ...]."""
+    def _per_image(self, values: Tensor, number: int) -> Tensor:
+        """Mean over the windows of each image that are whole: [B*W, ...] -> [B, ...]."""
+        whole = self._whole.get(number)
+        if whole is not None:
+            values = values.masked_fill(~whole.view(-1, *[1] * (values.ndim - 1)), torch.nan)
         mean: Tensor = values.unflatten(0, (len(self._images), -1)).nanmean(1)
         return mean
+
+
+def _unmasked(maps: Tensor) -> Tensor:
+    """Which windows [B*W] have no masked entry; all when every window has one.
+
+    Shifted windows at the edge hold pieces of the image that must not see each other. Such a mask is a
+    pattern that nobody learned: it lowers entropy and makes any two maps alike.
+    """
+    whole = maps.amin(dim=(1, 2, 3)) > 1e-30
+    return whole if bool(whole.any()) else torch.ones_like(whole)
