@@ -8,19 +8,23 @@ import dataclasses
 import html.parser
 import io
 import json
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from deepvit.diagnostics.catalogue import MATRICES, METRICS
 from deepvit.diagnostics.example import example_measurements
 from deepvit.diagnostics.report import compare_reports, load, report_html, save, write_report
-from deepvit.diagnostics.report.charts import profiles, shown_metrics
+from deepvit.diagnostics.report.charts import profiles, shown_metrics, thresholds
 from deepvit.diagnostics.report.commands import command
 from deepvit.diagnostics.report.compare import compare_html, curve_charts, distinct_names, outcome_table
+from deepvit.diagnostics.report.page import number
 from deepvit.diagnostics.report.payload import numbers_csv, page_data
 from deepvit.diagnostics.report.pictures import maps_payload
+from deepvit.diagnostics.report.words import finding_rows, lead, measurement_facts, spoken_blocks
 from deepvit.diagnostics.results import (
     VERSION,
     BlockFacts,
@@ -33,6 +37,7 @@ from deepvit.diagnostics.results import (
     SimilarBlocks,
     Verdict,
 )
+from deepvit.diagnostics.verdict import decide
 from deepvit.errors import UserError
 
 EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\"'&"
@@ -249,7 +254,7 @@ def test_compare_takes_measurements_files_and_folders(tmp_path):
     second = example_measurements("cured", depth=6, heads=2, grid=3, collapse_from=None)
     write_report(second, tmp_path / "cured")
     path = compare_reports(
-        [first, tmp_path / "cured", str(tmp_path / "cured" / "collapse.json")],
+        [SimpleNamespace(measurements=first), tmp_path / "cured", str(tmp_path / "cured" / "collapse.json")],
         curves={
             "plain": {"val_accuracy": [[1, 0.5], [0, 0.1]]},
             "other": {"loss": [(0, float("nan")), (1, 2.0)]},
@@ -338,3 +343,102 @@ def test_written_numbers_line_up_as_numbers():
     )
     assert table is not None
     assert [head["text"] for head in table["heads"]] == [True, False, False]
+
+
+def judged(**options) -> Measurements:
+    """An example with the verdict that its made-up numbers really get."""
+    results = example_measurements(depth=10, heads=2, grid=3, **options)
+    results.series["entropy"].values = [0.6] * 10
+    results.series["patch_similarity"].values = [0.5] * 9 + [0.95]
+    shares = {
+        "alike": results.similar.images_share,
+        "uniform": [0.0] * 10,
+        "sharp": [0.0] * 10,
+        "patches": [0.0] * 10,
+    }
+    results.verdict = decide(results.blocks, results.series, shares)
+    return results
+
+
+def test_the_page_says_each_thing_of_a_real_verdict_once():
+    results = judged(collapse_from=5)
+    verdict = results.verdict
+    assert verdict.kind == "maps_alike"
+    assert len(verdict.findings) > 1
+    told = lead(results)
+    assert told.startswith(verdict.findings[0].sentence)
+    assert "similarities lie between" in told
+    for other in (
+        verdict.headline,
+        verdict.findings[1].sentence,
+        verdict.sureness_text,
+        "What answers it",
+        "This is",
+    ):
+        assert other not in told
+    rows = finding_rows(results)
+    assert rows[0]["sentence"] is None
+    assert rows[1]["sentence"] == verdict.findings[1].sentence
+    assert "Entropy" not in told
+    assert any(
+        what.startswith("Attention similarity with the previous block, ") for what in rows[0]["evidence"]
+    )
+    text = "".join(Tags(report_html(results).decode()).texts)
+    for finding in verdict.findings:
+        assert text.count(finding.sentence) == 1
+    assert text.count(f"deepvit train --model {results.name}") == len(verdict.cures)
+
+
+def test_healthy_verdict_leads_with_the_counts():
+    results = judged(collapse_from=None)
+    assert results.verdict.kind == "healthy"
+    assert lead(results).startswith("0 of 9 blocks are similar")
+    assert spoken_blocks(results) == []
+
+
+def test_the_bracket_marks_what_the_verdict_speaks_of():
+    results = example_measurements(depth=10, heads=2, grid=3, collapse_from=4)
+    results.verdict.findings[0].blocks = [4, 5, 6]
+    strip = embedded(report_html(results))["models"][0]["strip"]
+    assert (strip["from"], strip["to"]) == (4, 6)
+    results.verdict.findings = []
+    assert spoken_blocks(results) == [4, 5, 6, 7, 8, 9]
+
+
+def test_thresholds_are_drawn_as_the_measurements_state_them():
+    results = example_measurements(depth=3, heads=2, grid=14)
+    assert thresholds(["entropy"], [results]) == []
+    results.provenance["thresholds"] = {
+        "alike_centred": 0.5, "uniform_share_of_keys": 0.95, "sharp_keys": 2.0, "patches_alike": 0.9,
+    }  # fmt: skip
+    sharp, even = thresholds(["entropy"], [results])
+    assert sharp == {"value": pytest.approx(math.log(2) / math.log(197)), "label": "too sharp below"}
+    assert even["value"] == pytest.approx(1 + math.log(0.95) / math.log(197))
+    assert thresholds(["patch_similarity"], [results])[0]["value"] == 0.9
+    drawn = embedded(report_html(results))["charts"][0]["thresholds"]
+    assert [line["value"] for line in drawn] == [0.5, 0.9]
+
+
+def test_what_is_beside_the_point_is_left_to_the_json():
+    results = example_measurements(depth=3)
+    results.provenance |= {"plan": {"attention_chunk": 8}, "shares_of_images": {"alike": [0.5]}}
+    facts = measurement_facts(results)
+    assert "plan" not in facts
+    assert "shares_of_images" not in facts
+    assert list(facts)[-1] == "notes"
+    assert "plan" in json.loads(json.dumps(results.to_dict()))["provenance"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (0.12345, "0.123"),
+        (-0.5, "−0.500"),
+        (12.34, "12.3"),
+        (1234, "1,234"),
+        (2.5e-5, "2.5e−05"),
+    ],
+)
+def test_numbers_for_reading(value, shown):
+    assert number(value) == shown

@@ -6,7 +6,8 @@ metric that the catalogue gains is drawn too, without a change here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,17 +117,38 @@ def chart_payload(profile: Profile, results: Sequence[Measurements]) -> dict[str
         "names": list(profile.names),
         "unit": infos[0].unit,
         "range": [0.0, 1.0] if fixed else None,
+        "floor": infos[0].low is not None and infos[0].low >= 0,
         "thresholds": thresholds(profile.keys, results),
     }
 
 
 def thresholds(keys: Sequence[str], results: Sequence[Measurements]) -> list[dict[str, Any]]:
-    """The lines that the verdict draws: the rule of similar blocks."""
-    found: dict[float, str] = {}
-    if "attention_similarity" in keys:
-        for result in results:
-            found[result.similar.threshold] = f"similar from {result.similar.threshold:g}"
-    return [{"value": value, "label": label} for value, label in sorted(found.items())]
+    """The lines that the verdict draws through these metrics, as the measurements state them."""
+    found: dict[str, float] = {}
+    for result in results:
+        stated = result.provenance.get("thresholds", {})
+        for key in keys:
+            found |= {label: value for label, value in _lines(key, result, stated).items() if 0 < value <= 1}
+    return [
+        {"value": value, "label": label} for label, value in sorted(found.items(), key=lambda item: item[1])
+    ]
+
+
+def _lines(key: str, result: Measurements, stated: Mapping[str, Any]) -> dict[str, float]:
+    if key == "attention_similarity":
+        return {f"similar from {result.similar.threshold:g}": result.similar.threshold}
+    if key == "attention_similarity_centred" and "alike_centred" in stated:
+        return {f"one learned map from {stated['alike_centred']:g}": stated["alike_centred"]}
+    if key == "patch_similarity" and "patches_alike" in stated:
+        return {f"alike from {stated['patches_alike']:g}": stated["patches_alike"]}
+    keys = [block.keys for block in result.blocks if block.keys and block.keys > 2 and block.kind != "class"]
+    if key == "entropy" and keys and {"uniform_share_of_keys", "sharp_keys"} <= set(stated):
+        # Both are stated in tokens; in shares of log N they depend on N. The usual N of the network is drawn.
+        usual = max(set(keys), key=keys.count)
+        even = math.log(stated["uniform_share_of_keys"] * usual) / math.log(usual)
+        sharp = math.log(stated["sharp_keys"]) / math.log(usual)
+        return {"near uniform above": even, "too sharp below": sharp}
+    return {}
 
 
 _MATRIX_WORDS = {

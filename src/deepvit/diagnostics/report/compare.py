@@ -11,15 +11,19 @@ from typing import Any, cast
 from deepvit.diagnostics.report import charts, page
 from deepvit.diagnostics.report.payload import page_data, rounded
 from deepvit.diagnostics.report.store import load
-from deepvit.diagnostics.report.write import (
+from deepvit.diagnostics.report.words import (
     chart_words,
+    finding_rows,
+    lead,
+    measurement_facts,
+    model_facts,
+    subject,
+)
+from deepvit.diagnostics.report.write import (
     definitions,
     frame,
-    lead,
     matrix_titles,
-    model_facts,
     numbers_table,
-    subject,
 )
 from deepvit.diagnostics.results import Measurements
 from deepvit.errors import UserError
@@ -80,6 +84,8 @@ def compare_html(
                 "lead": lead(result),
                 "subject": subject(result),
                 "facts": model_facts(result),
+                "measurement": measurement_facts(result),
+                "findings": finding_rows(result),
             }
             for place, (result, name) in enumerate(zip(results, names, strict=True))
         ],
@@ -103,7 +109,7 @@ def _measurements(report: Any) -> Measurements:
         return report
     if isinstance(report, str | os.PathLike):
         return load(report)
-    results = getattr(report, "results", None)
+    results = getattr(report, "measurements", None)
     if isinstance(results, Measurements):
         return results
     raise UserError(

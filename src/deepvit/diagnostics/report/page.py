@@ -60,6 +60,8 @@ def _environment() -> jinja2.Environment:
     # NaN is not JSON: a page with it would stay empty, so it is refused here, where it can be traced.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters["number"] = number
+    environment.filters["spread"] = spread
+    environment.filters["sentence"] = sentence
     return environment
 
 
@@ -75,6 +77,16 @@ def number(value: float | None, digits: int = 3) -> str:
     else:
         text = f"{value:.{0 if size >= 100 else 1 if size >= 10 else digits}f}"
     return text.replace("-", "−")
+
+
+def sentence(text: str) -> str:
+    """A clause as a sentence: capital at the front, full stop at the end."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")
+
+
+def spread(value: float) -> str:
+    """A deviation beside its number: two decimals, for more would claim what it cannot know."""
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _asset(name: str) -> str:

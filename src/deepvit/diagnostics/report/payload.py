@@ -10,6 +10,7 @@ from typing import Any
 
 from deepvit.diagnostics.catalogue import MATRICES, METRICS
 from deepvit.diagnostics.report import charts, pictures
+from deepvit.diagnostics.report.words import spoken_blocks
 from deepvit.diagnostics.results import Measurements, Series
 
 MAPS_BUDGET = 5_500_000
@@ -35,12 +36,13 @@ def page_data(
 
 def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str, Any]:
     indices = [block.index for block in result.blocks]
-    start = result.verdict.from_block if result.verdict.collapsed else None
+    spoken = spoken_blocks(result)
     return {
         "name": name,
         "color": color % 8,
         "indices": indices,
-        "from": start,
+        "from": spoken[0] if spoken else None,
+        "to": spoken[-1] if spoken else None,
         "series": {
             key: {
                 "values": rounded(series.values),
@@ -50,7 +52,7 @@ def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str
             }
             for key, series in result.series.items()
         },
-        "strip": _strip(result, name, start),
+        "strip": _strip(result, name, spoken),
         "matrices": {
             key: {
                 "title": f"{name}: {MATRICES.get(key, key)}",
@@ -77,7 +79,7 @@ def _lowest(results: Sequence[Measurements]) -> float:
     return min(values, default=0.0)
 
 
-def _strip(result: Measurements, name: str, start: int | None) -> dict[str, Any]:
+def _strip(result: Measurements, name: str, spoken: Sequence[int]) -> dict[str, Any]:
     indices = [block.index for block in result.blocks]
     rows = [
         {"name": words, "values": rounded(result.series[key].values)}
@@ -89,7 +91,8 @@ def _strip(result: Measurements, name: str, start: int | None) -> dict[str, Any]
         "blocks": [str(index) for index in indices],
         "indices": indices,
         "rows": rows,
-        "from": indices.index(start) if start in indices else None,
+        "from": indices.index(spoken[0]) if spoken else None,
+        "to": indices.index(spoken[-1]) if spoken else None,
         "hint": "One cell a block, from the input on the left to the output on the right.",
     }
 

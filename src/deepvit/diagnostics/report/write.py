@@ -14,6 +14,14 @@ from deepvit.diagnostics.report import charts, page
 from deepvit.diagnostics.report.commands import cure_rows
 from deepvit.diagnostics.report.payload import page_data
 from deepvit.diagnostics.report.store import save
+from deepvit.diagnostics.report.words import (
+    chart_words,
+    finding_rows,
+    lead,
+    measurement_facts,
+    model_facts,
+    subject,
+)
 from deepvit.diagnostics.results import Measurements
 from deepvit.files import write_atomic
 
@@ -48,7 +56,9 @@ def report_html(results: Measurements) -> bytes:
         charts=chart_words(found),
         matrices=matrix_titles([results]),
         numbers=numbers_table([results], [results.name]),
+        findings=finding_rows(results),
         model_facts=model_facts(results),
+        measurement_facts=measurement_facts(results),
         definitions=definitions([results]),
         **frame(),
     )
@@ -58,29 +68,6 @@ def frame() -> dict[str, str]:
     """What every page says about itself."""
     now = datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC")
     return {"version": deepvit.__version__, "written": now}
-
-
-def lead(result: Measurements) -> str:
-    """The verdict's text without the headline that stands above it in large letters."""
-    rest = result.verdict.text.removeprefix(result.verdict.headline).lstrip(".:; ")
-    return rest[:1].upper() + rest[1:] if rest else result.verdict.text
-
-
-def subject(result: Measurements) -> str:
-    """Blocks, parameters and images in half a sentence."""
-    parts = [f"{len(result.blocks)} blocks"]
-    parameters = result.model.get("parameters")
-    if isinstance(parameters, int):
-        parts.append(f"{parameters / 1e6:.1f} million parameters")
-    images = result.provenance.get("images")
-    if isinstance(images, int):
-        parts.append(f"measured on {images:,} images")
-    return ", ".join(parts)
-
-
-def chart_words(found: Sequence[charts.Profile]) -> list[dict[str, str]]:
-    """Title, unit and reading line of every chart, for the template."""
-    return [{"title": each.title, "unit": METRICS[each.keys[0]].unit, "read": each.read} for each in found]
 
 
 def matrix_titles(results: Sequence[Measurements]) -> dict[str, dict[str, str]]:
@@ -93,22 +80,6 @@ def matrix_titles(results: Sequence[Measurements]) -> dict[str, dict[str, str]]:
 def definitions(results: Sequence[Measurements]) -> list[Any]:
     """The catalogue's entries of what these models were measured for."""
     return [METRICS[key] for key in charts.shown_metrics(results)]
-
-
-def model_facts(result: Measurements) -> dict[str, Any]:
-    """The model's own facts, and the shapes of its blocks where they are the same all through."""
-    facts: dict[str, Any] = {"name": result.name, **result.model, "blocks": len(result.blocks)}
-    shapes: dict[str, list[Any]] = {
-        "attention": [block.kind for block in result.blocks],
-        "heads": [block.heads for block in result.blocks],
-        "patch grid": ["×".join(map(str, block.grid)) if block.grid else None for block in result.blocks],
-        "prefix tokens": [block.prefix for block in result.blocks],
-    }
-    for title, pick in shapes.items():
-        kept = list(dict.fromkeys(value for value in pick if value is not None))
-        if kept:
-            facts[title] = ", ".join(map(str, kept))
-    return facts
 
 
 def numbers_table(results: Sequence[Measurements], names: Sequence[str]) -> dict[str, Any]:

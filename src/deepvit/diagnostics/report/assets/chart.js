@@ -19,6 +19,9 @@ function extent(spec) {
     high = Math.max(high, v);
   }
   if (!Number.isFinite(low)) return [0, 1];
+  // What cannot be negative starts at zero, or a ripple would look like a cliff.
+  if (spec.floor) low = Math.min(0, low);
+  if (spec.floor && high <= 0) return [0, 1];
   if (high - low < 1e-9) return [low - 0.5, high + 0.5];
   if (!spec.range) {
     const pad = (high - low) * 0.06;
@@ -78,10 +81,11 @@ function lineChart(host, spec) {
       root.append(svg("text", { class: "tick", x: sx(x), y: height - margin.bottom + 15, "text-anchor": "middle" }, tickText(x)));
     }
     root.append(svg("text", { class: "axis-name", x: 0, y: height - margin.bottom + 15 }, spec.xName || "block"));
-    if (spec.region !== undefined && spec.region !== null && spec.region >= first && spec.region <= last) {
-      const half = inner / Math.max(1, xs.length - 1) / 2;
-      const left = Math.max(margin.left, sx(spec.region) - half);
-      root.append(svg("rect", { class: "region", x: left, y: margin.top, width: width - margin.right - left, height: height - margin.top - margin.bottom }));
+    if (spec.region && spec.region[1] >= first && spec.region[0] <= last) {
+      const half = inner / Math.max(1, last - first) / 2;
+      const left = Math.max(margin.left, sx(spec.region[0]) - half);
+      const right = Math.min(width - margin.right, sx(spec.region[1]) + half);
+      root.append(svg("rect", { class: "region", x: left, y: margin.top, width: right - left, height: height - margin.top - margin.bottom }));
     }
     for (const t of spec.thresholds || []) {
       root.append(svg("line", { class: "threshold", x1: margin.left, x2: width - margin.right, y1: sy(t.value), y2: sy(t.value) }));
@@ -93,6 +97,9 @@ function lineChart(host, spec) {
     });
     for (const s of series) if (s.low) root.append(svg("path", { class: `band c${s.color}`, d: band(s, sx, sy) }));
     for (const s of series) {
+      // A thin line leads over blocks that have no number; the strong one only joins neighbours.
+      const known = s.x.map((x, i) => [x, s.y[i]]).filter((p) => p[1] !== null);
+      if (spec.blocks && known.length < s.x.length) root.append(svg("path", { class: `bridge c${s.color}`, d: path(known.map((p) => p[0]), known.map((p) => p[1]), sx, sy) }));
       root.append(svg("path", { class: `line c${s.color}${s.faint ? " faint" : ""}`, d: path(s.x, s.y, sx, sy), "stroke-dasharray": DASHES[s.dash || 0] || null }));
       if (s.x.length <= 64 && spec.blocks && !s.faint) for (let i = 0; i < s.x.length; i++)
         if (s.y[i] !== null) root.append(svg("circle", { class: `dot c${s.color}`, cx: sx(s.x[i]), cy: sy(s.y[i]), r: s.x.length > 36 ? 1.6 : 2.4 }));

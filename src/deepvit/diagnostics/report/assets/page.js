@@ -49,8 +49,8 @@ function start() {
   for (const host of document.querySelectorAll("[data-chart]")) {
     const chart = data.charts[host.dataset.chart];
     lineChart(host, {
-      title: chart.title, blocks: true, range: chart.range, thresholds: chart.thresholds,
-      region: models.length === 1 ? models[0].from : null, series: profileSeries(models, chart),
+      title: chart.title, blocks: true, range: chart.range, floor: chart.floor, thresholds: chart.thresholds,
+      region: models.length === 1 && models[0].from !== null ? [models[0].from, models[0].to] : null, series: profileSeries(models, chart),
     });
   }
   for (const host of document.querySelectorAll("[data-matrix]")) {

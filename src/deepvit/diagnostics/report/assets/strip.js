@@ -34,9 +34,12 @@ function depthStrip(host, spec, last) {
     });
     if (spec.from !== null) {
       const x = left + spec.from * each;
-      const words = spec.from === 0 ? "every block" : `block ${spec.blocks[spec.from]} and on`;
+      const end = left + (spec.to + 1) * each;
+      const [first, final] = [spec.blocks[spec.from], spec.blocks[spec.to]];
+      const toEnd = spec.to === n - 1;
+      const words = toEnd ? (spec.from === 0 ? "every block" : `block ${first} and on`) : first === final ? `block ${first}` : `blocks ${first} to ${final}`;
       const fits = width - x > words.length * 7.5;
-      root.append(svg("path", { class: "bracket", d: `M${x + 0.5} ${top - 4}V${top - 10}H${width - 0.5}V${top - 4}` }));
+      root.append(svg("path", { class: "bracket", d: `M${x + 0.5} ${top - 4}V${top - 10}H${end - 0.5}V${top - 4}` }));
       root.append(svg("text", { class: "bracket-name", x: fits ? x : width, y: top - 15, "text-anchor": fits ? "start" : "end" }, words));
     }
     if (!narrow) root.append(svg("text", { class: "axis-name", x: left - 14, y: bottom + 16, "text-anchor": "end" }, "block"));
