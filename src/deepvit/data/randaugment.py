@@ -8,7 +8,6 @@ form: geometry always samples bilinearly (timm draws bilinear or bicubic), Gauss
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from timm.data.auto_augment import AutoAugment, RandAugment, auto_augment_transform, rand_augment_transform
@@ -64,74 +63,67 @@ class BatchPolicy:
             self.rows = torch.tensor(padded)
         unknown = {op.name for op in self.ops} - set(_KIND)
         assert not unknown, f"timm has operations that we lack: {unknown}"
+        self.names = [op.name for op in self.ops]
+        self.probability = torch.tensor([float(op.prob) for op in self.ops])
+        self.magnitude = torch.tensor([float(op.magnitude) for op in self.ops])
+        self.spread = torch.tensor([float(op.magnitude_std or 0.0) for op in self.ops])
+        self.limit = torch.tensor([float(op.magnitude_max or 10.0) for op in self.ops])
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """New images; ``generator`` is on the CPU and decides everything."""
-        count = len(images)
-        chosen = self._choose(count, generator)
-        skip = torch.rand(count, self.layers, generator=generator)
-        noise = torch.randn(count, self.layers, generator=generator)
-        level = torch.rand(count, self.layers, generator=generator)
-        coin = torch.rand(count, self.layers, generator=generator)
+        chosen = self._choose(len(images), generator)
+        skip, level, coin = torch.rand(3, *chosen.shape, generator=generator)
+        noise = torch.randn(chosen.shape, generator=generator)
+        active = (chosen >= 0) & (skip < self.probability[chosen])
+        strength = self._strength(chosen, noise, level)
         images = images.clone()
         for layer in range(self.layers):
-            groups: dict[str, list[tuple[int, Any]]] = {}
-            for i, number in enumerate(chosen[:, layer].tolist()):
-                if number >= 0 and (self.ops[number].prob >= 1.0 or skip[i, layer] <= self.ops[number].prob):
-                    op = self.ops[number]
-                    groups.setdefault(op.name, []).append((i, op))
-            draws = (noise[:, layer], level[:, layer], coin[:, layer])
-            self._layer(images, groups, draws)
+            groups: dict[str, list[int]] = {}
+            numbers = chosen[:, layer].tolist()
+            for row in active[:, layer].nonzero().flatten().tolist():
+                groups.setdefault(self.names[numbers[row]], []).append(row)
+            self._layer(images, groups, strength[:, layer], coin[:, layer])
         return images
 
     def _choose(self, count: int, generator: torch.Generator) -> Tensor:
+        """Number of the operation of each image and layer, int64 [B, layers]; -1: none."""
         if self.rows is not None:
             return self.rows[torch.randint(len(self.rows), (count,), generator=generator)]
         if self.weights is not None:  # timm draws without replacement where operations have weights
             return torch.multinomial(self.weights.expand(count, -1), self.layers, generator=generator)
         return torch.randint(len(self.ops), (count, self.layers), generator=generator)
 
-    def _layer(
-        self,
-        images: Tensor,
-        groups: dict[str, list[tuple[int, Any]]],
-        draws: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
+    def _strength(self, chosen: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Magnitude / 10 with timm's variation: normal (mstd), uniform (mstd infinite), or none."""
+        magnitude, spread = self.magnitude[chosen], self.spread[chosen]
+        uniform = torch.isinf(spread)
+        drawn = torch.where(uniform, level * magnitude, magnitude + noise * spread.masked_fill(uniform, 0.0))
+        return torch.minimum(drawn.clamp_(min=0.0), self.limit[chosen]) / 10.0
+
+    def _layer(self, images: Tensor, groups: dict[str, list[int]], strength: Tensor, coin: Tensor) -> None:
         """One operation of each image, in place: all table look-ups together, all geometry together."""
-        noise, level, coin = draws
-        table_rows: list[Tensor] = []
+        table_rows: list[int] = []
         tables: list[Tensor] = []
-        matrix_rows: list[Tensor] = []
+        matrix_rows: list[int] = []
         matrices: list[Tensor] = []
         for name, members in groups.items():
-            rows = torch.tensor([i for i, _ in members])
-            strength = _strength([op for _, op in members], noise[rows], level[rows])
+            rows = torch.tensor(members)
             kind, to_argument, run = _KIND[name]
-            argument = to_argument(strength, coin[rows])
+            argument = to_argument(strength[rows], coin[rows])
             if kind == "table":
-                table_rows.append(rows)
+                table_rows += members
                 tables.append(run(images[rows] if name in _NEEDS_PIXELS else rows, argument))
             elif kind == "affine":
-                matrix_rows.append(rows)
+                matrix_rows += members
                 matrices.append(run(argument, images.shape[-2], images.shape[-1]))
             else:
                 images[rows] = run(images[rows], argument)
         if tables:
-            rows = torch.cat(table_rows)
+            rows = torch.tensor(table_rows)
             images[rows] = px.apply_table(images[rows], torch.cat(tables))
         if matrices:
-            rows = torch.cat(matrix_rows)
+            rows = torch.tensor(matrix_rows)
             images[rows] = px.affine(images[rows], torch.cat(matrices), self.fill)
-
-
-def _strength(ops: list[Any], noise: Tensor, level: Tensor) -> Tensor:
-    """Magnitude / 10 of each image, with timm's noise: normal (mstd), uniform (mstd infinite), or none."""
-    magnitude = torch.tensor([float(op.magnitude) for op in ops])
-    spread = torch.tensor([float(op.magnitude_std or 0.0) for op in ops])
-    limit = torch.tensor([float(op.magnitude_max or 10.0) for op in ops])
-    uniform = torch.isinf(spread)
-    drawn = torch.where(uniform, level * magnitude, magnitude + noise * spread.masked_fill(uniform, 0.0))
-    return torch.minimum(drawn.clamp(min=0.0), limit) / 10.0
 
 
 # Strength (about 0..1) and a uniform number to an operation's argument: the scales of timm's functions.
