@@ -85,6 +85,7 @@ def test_write_report_writes_json_and_page(tmp_path):
 
 def test_report_says_verdict_evidence_cure_and_command():
     results = example_measurements("vit_small", depth=12, collapse_from=8)
+    results.provenance["train"] = {"options": ["--model", "vit_small", "--data", "digits"], "out": None}
     text = " ".join(Tags(report_html(results).decode()).texts)
     text = re.sub(r"\s+", " ", text)
     assert results.verdict.headline in text
@@ -93,7 +94,7 @@ def test_report_says_verdict_evidence_cure_and_command():
     assert "0.970" in text
     assert "98%" in text
     assert results.similar.rule in text
-    assert "deepvit train --model vit_small \\ --cures reattention --cure_blocks 8-11 \\ --data DATA" in text
+    assert "deepvit train --model vit_small --data digits \\ --cures reattention --cure_blocks 8-11" in text
     for key in shown_metrics([results]):
         assert METRICS[key].source in text
         assert METRICS[key].formula in text
@@ -232,21 +233,24 @@ def test_healthy_report_names_no_block_and_no_cure():
     assert "What to do about it" not in page.decode()
 
 
-@pytest.mark.parametrize(
-    ("cure", "expected"),
-    [
-        (
-            Cure("layerscale", "all", ""),
-            "deepvit train --model 'a b' \\\n  --cures layerscale \\\n  --data DATA",
-        ),
-        (
-            Cure("patch_cosine", "all", ""),
-            "deepvit train --model 'a b' \\\n  --losses.patch_cosine 1 \\\n  --data DATA",
-        ),
-    ],
-)
-def test_command_of_a_cure(cure, expected):
-    assert command(cure, "a b") == expected
+def test_command_of_a_cure_trains_the_same_network_on_the_same_data():
+    results = example_measurements("a run")
+    results.provenance["train"] = {"options": ["--config", "my runs/a/config.yaml"], "out": "my runs/a"}
+    assert command(Cure("reattention", "7-11", ""), results) == (
+        "deepvit train --config 'my runs/a/config.yaml' \\\n"
+        "  --cures reattention --cure_blocks 7-11 \\\n"
+        "  --out 'my runs/a-reattention'"
+    )
+    assert "--losses.patch_cosine 1 " in command(Cure("patch_cosine", "all", ""), results)
+    assert "--cures layerscale \\" in command(Cure("layerscale", "all", ""), results)
+    del results.provenance["train"]
+    assert (
+        command(Cure("layerscale", "all", ""), results)
+        == "deepvit.cures.apply(model, 'layerscale', blocks='all')"
+    )
+    assert command(Cure("patch_cosine", "all", ""), results) == (
+        "diversity = deepvit.losses.Diversity(model, {'patch_cosine': 1.0})"
+    )
 
 
 def test_compare_takes_measurements_files_and_folders(tmp_path):
@@ -386,7 +390,7 @@ def test_the_page_says_each_thing_of_a_real_verdict_once():
     text = "".join(Tags(report_html(results).decode()).texts)
     for finding in verdict.findings:
         assert text.count(finding.sentence) == 1
-    assert text.count(f"deepvit train --model {results.name}") == len(verdict.cures)
+    assert text.count("deepvit.cures.apply(model, ") == len(verdict.cures)
 
 
 def test_healthy_verdict_leads_with_the_counts():

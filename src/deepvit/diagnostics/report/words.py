@@ -10,7 +10,7 @@ from deepvit.diagnostics.report import charts
 from deepvit.diagnostics.results import Finding, Measurements
 
 # Keys of the provenance that a table of facts is no place for; collapse.json has them.
-_NOT_SHOWN = frozenset({"plan", "shares_of_images"})
+_NOT_SHOWN = frozenset({"plan", "shares_of_images", "train"})
 _FACTS = {
     "images": "images",
     "attention_images": "images with attention measured",
