@@ -6,7 +6,8 @@ Legend: B images, W windows per image, H heads, Q queries, K keys, S compared co
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,9 +26,14 @@ from deepvit.diagnostics.metrics.maps import head_similarity_of
 from deepvit.diagnostics.moments import Moments
 from deepvit.diagnostics.plan import Plan, spread_evenly
 from deepvit.diagnostics.rows import Row
-from deepvit.diagnostics.states import BlockNumbers, is_alike, is_sharp, is_uniform
+from deepvit.diagnostics.states import UNTRAINED_SHARE_OF_KEYS, BlockNumbers, is_alike, is_sharp, is_uniform
 
-STATES = ("alike", "uniform", "sharp")
+RULES: dict[str, Callable[[BlockNumbers], Tensor]] = {
+    "alike": is_alike,
+    "uniform": is_uniform,
+    "sharp": is_sharp,
+    "untrained": partial(is_uniform, share=UNTRAINED_SHARE_OF_KEYS),
+}
 
 
 class _Columns:
@@ -110,9 +116,9 @@ class AttentionSums:
         softmax = self._softmax.pop(number, None)
         if softmax is not None:
             row.facts.mixed = True
-        self._softmax_metrics(number, maps if softmax is None else softmax)
         if row.facts.kind == "windowed":
             self._whole[number] = _unmasked(maps if softmax is None else softmax)
+        self._softmax_metrics(number, maps if softmax is None else softmax)
         self._take("map_contrast", number, map_contrast(maps))
         ranked = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
         if ranked and row.facts.kind != "class":
@@ -147,7 +153,7 @@ class AttentionSums:
             self.series[key][number].add(values)
         for number, row in enumerate(self.rows):
             block = self._numbers(number, row)
-            for state, rule in zip(STATES, (is_alike, is_uniform, is_sharp), strict=True):
+            for state, rule in RULES.items():
                 self.states[state][number].add(rule(block).to(torch.float64))
             similar = block.similarity >= SIMILAR_THRESHOLD
             self.states["similar"][number].add(

@@ -169,6 +169,7 @@ def _measurements(
                 "similar": SIMILAR_RULE,
                 "alike_centred": states.ALIKE_CENTRED,
                 "uniform_share_of_keys": states.UNIFORM_SHARE_OF_KEYS,
+                "untrained_share_of_keys": states.UNTRAINED_SHARE_OF_KEYS,
                 "sharp_keys": states.SHARP_KEYS,
                 "patches_alike": states.PATCHES_ALIKE,
                 "high_norm_factor": HIGH_NORM_FACTOR,

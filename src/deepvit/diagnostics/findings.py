@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from deepvit.diagnostics.results import BlockFacts, Series
-from deepvit.diagnostics.states import BlockNumbers, has_patches_alike, is_alike, is_sharp, is_uniform
+from deepvit.diagnostics.states import (
+    UNTRAINED_SHARE_OF_KEYS,
+    BlockNumbers,
+    has_patches_alike,
+    is_alike,
+    is_sharp,
+    is_uniform,
+)
 
 # So many of the blocks from the first to the end must be in the state: an exception does not break a stretch.
 _SHARE_OF_STRETCH = 0.75
@@ -32,9 +39,9 @@ class Stretch:
 
 
 def block_states(blocks: Sequence[BlockFacts], series: Mapping[str, Series]) -> dict[str, list[bool | None]]:
-    """For each kind of collapse, whether each block's means show it; ``None``: cannot be told."""
+    """For each kind of collapse, and "untrained", whether each block's means show it; ``None``: unknown."""
     states: dict[str, list[bool | None]] = {
-        kind: [] for kind in ("maps_alike", "uniform_maps", "sharp_maps", "patches_alike")
+        kind: [] for kind in ("maps_alike", "uniform_maps", "sharp_maps", "patches_alike", "untrained")
     }
     for position, block in enumerate(blocks):
         similarity = number_at(series, "attention_similarity", position)
@@ -51,6 +58,8 @@ def block_states(blocks: Sequence[BlockFacts], series: Mapping[str, Series]) -> 
         has_maps = entropy is not None and block.kind != "class"
         states["maps_alike"].append(None if similarity is None else bool(is_alike(numbers)))
         states["uniform_maps"].append(bool(is_uniform(numbers)) if has_maps else None)
+        untrained = bool(is_uniform(numbers, UNTRAINED_SHARE_OF_KEYS))
+        states["untrained"].append(untrained if has_maps else None)
         states["sharp_maps"].append(bool(is_sharp(numbers)) if has_maps else None)
         states["patches_alike"].append(None if patches is None else bool(has_patches_alike(_tensor(patches))))
     return states

@@ -82,10 +82,12 @@ def describe(stretch: Stretch, blocks: Sequence[BlockFacts], series: Numbers) ->
 
 def describe_everywhere(positions: Sequence[int], series: Numbers) -> tuple[str, dict[str, float]]:
     """The finding that all maps are near uniform."""
-    keys = ("entropy", "attention_similarity", "attention_similarity_centred")
+    # Of the softmax maps: what mixing makes of near-uniform maps is a matter of its signs.
+    similar = "softmax_similarity" if "softmax_similarity" in series else "attention_similarity"
+    keys = ("entropy", similar, "attention_similarity_centred")
     entropy, similarity, centred = (mean_at(series, key, positions) for key in keys)
     words = f"Every block attends to all tokens nearly alike: entropy {_n(entropy, 3)} of at most 1"
-    if similarity is not None:
+    if similarity is not None and similarity >= SIMILAR_THRESHOLD:
         words += (
             f". Their similarity with the previous block, {_n(similarity)}, says nothing: any two uniform"
         )

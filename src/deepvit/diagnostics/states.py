@@ -18,6 +18,9 @@ ALIKE_CENTRED = 0.5
 # Uniform: exp(entropy) is at least this share of all keys. At about this share the cosine of two *unrelated*
 # maps reaches 0.9, the paper's threshold for similar blocks: the two rules meet without a gap.
 UNIFORM_SHARE_OF_KEYS = 0.95
+# Untrained: exp(entropy) is at least this share of all keys in *every* block. The scores of a fresh network
+# deviate by 0.02^2 times its width (with the usual initialisation): 0.95 holds to width 768, this to 1600.
+UNTRAINED_SHARE_OF_KEYS = 0.8
 # Sharp: exp(entropy) is below two keys: queries look, on the average, at fewer than two tokens.
 SHARP_KEYS = 2.0
 # Patches: nearly all of a patch's direction is shared with the other patches.
@@ -42,15 +45,18 @@ class BlockNumbers:
     mixed: bool
 
 
-def is_uniform(block: BlockNumbers) -> Tensor:
-    """Whether the softmax maps are near uniform, and where heads are mixed also what multiplies V."""
+def is_uniform(block: BlockNumbers, share: float = UNIFORM_SHARE_OF_KEYS) -> Tensor:
+    """Whether the softmax maps are near uniform, and where heads are mixed also what multiplies V.
+
+    ``share``: how large a share of the keys exp(entropy) must reach.
+    """
     if block.keys < 2:
         return torch.zeros_like(block.entropy, dtype=torch.bool)
-    even = block.entropy * math.log(block.keys) >= math.log(UNIFORM_SHARE_OF_KEYS * block.keys)
+    even = block.entropy * math.log(block.keys) >= math.log(share * block.keys)
     if not block.mixed:
         return even
     # The contrast of a softmax map at the threshold: c^2 / 2 = log(1 / share).
-    return even & (block.contrast <= math.sqrt(-2 * math.log(UNIFORM_SHARE_OF_KEYS)))
+    return even & (block.contrast <= math.sqrt(-2 * math.log(share)))
 
 
 def is_sharp(block: BlockNumbers) -> Tensor:

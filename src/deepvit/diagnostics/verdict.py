@@ -41,13 +41,15 @@ def decide(
     shares = shares or {}
     states = block_states(blocks, series)
     stretches = {}
-    for kind, flags in states.items():
+    for kind in _PRIORITY:
+        flags = states[kind]
         # With a class token nobody uses the last block's patches: one alike block at the end is no collapse.
         single = kind == "patches_alike" and not any(block.prefix for block in blocks)
         found = find_stretch(kind, flags, least=1 if single else 2)
         if found is not None:
             stretches[kind] = found
-    everywhere = _uniform_everywhere(states["uniform_maps"], stretches.get("uniform_maps"))
+    fresh = [flag for flag in states["untrained"] if flag is not None]
+    everywhere = bool(fresh) and all(fresh)
     collapses = {} if everywhere else {k: s for k, s in stretches.items() if _is_collapse(s, len(blocks))}
     ordered = sorted(collapses.values(), key=lambda s: (s.first, _PRIORITY.index(s.kind)))
     findings = [_finding(stretch, blocks, series, shares) for stretch in ordered]
@@ -75,11 +77,6 @@ def decide(
                 cures.append(cure)
     text = sentences.whole_text(kind, headline, main, notices, cures, sureness, why, blocks, series)
     return Verdict(kind, bool(ordered), from_block, headline, text, [*main, *notices], cures, sureness, why)
-
-
-def _uniform_everywhere(flags: Sequence[bool | None], stretch: Stretch | None) -> bool:
-    known = [position for position, flag in enumerate(flags) if flag is not None]
-    return stretch is not None and stretch.to_end and stretch.first == known[0]
 
 
 def _is_collapse(stretch: Stretch, depth: int) -> bool:
@@ -121,7 +118,7 @@ def _everywhere_finding(
     sentence, evidence = sentences.describe_everywhere(positions, series)
     indices = [blocks[position].index for position in positions]
     return Finding(
-        "untrained_or_uniform", indices, sentence, evidence, _share(shares.get("uniform"), positions)
+        "untrained_or_uniform", indices, sentence, evidence, _share(shares.get("untrained"), positions)
     )
 
 
