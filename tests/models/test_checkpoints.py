@@ -151,3 +151,18 @@ def test_patch_size_and_table_are_resized_as_timm_does(tiny: dict[str, Any]) -> 
     load_weights(model, source.state_dict())
     assert model.pos_embed.shape == (1, 65, 48)
     assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
+
+
+def test_a_backbone_takes_its_part_of_the_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
+    source = create("deepvit_d16_patch16_224", **tiny)
+    file = tmp_path / "whole.safetensors"
+    save_file(source.state_dict(), file)
+    shape = {key: value for key, value in tiny.items() if key != "num_classes"} | {"features_only": True}
+    backbone = create("deepvit_d16_patch16_224", **shape, out_indices=(0, 1), checkpoint_path=file).eval()
+    x = torch.randn(1, 3, 32, 32)
+    expected = source.eval().forward_intermediates(x, indices=[0, 1], intermediates_only=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(backbone(x), expected, strict=True))
+    with pytest.raises(UserError, match="cls_token is"):
+        create(
+            "deepvit_d16_patch16_224", **{**shape, "embed_dim": 24}, out_indices=(0, 1), checkpoint_path=file
+        )

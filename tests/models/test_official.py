@@ -114,6 +114,17 @@ def test_published_models_are_recognised_by_their_shapes(name: str) -> None:
     assert infer_model(model.state_dict()) == name
 
 
+def test_a_wrong_name_is_told_the_right_one(tmp_path: Path) -> None:
+    model = create("deepvit_tiny_d16_patch4_32", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "tiny.pth")
+    with pytest.raises(
+        UserError, match=r"does not fit .*; the weights have the shapes of deepvit_tiny_d16_patch4_32"
+    ):
+        load_official(tmp_path / "tiny.pth", "deepvit_d16_patch16_224")
+    told = convert(tmp_path / "tiny.pth", tmp_path / "tiny.safetensors")
+    assert (told["model"], told["model_args"]) == ("deepvit_tiny_d16_patch4_32", {"num_classes": 3})
+
+
 def test_shapes_of_no_published_model() -> None:
     with torch.device("meta"):
         assert infer_model(create("deepvit_s_patch16_224", reattention_blocks="last:4").state_dict()) is None

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -125,7 +126,8 @@ def load_weights(
     differ.
 
     Args:
-        model: any timm model; the resizing is timm's, for Vision Transformers.
+        model: any timm model; the resizing is timm's, for Vision Transformers. A backbone (``features_only``)
+            takes the part of the weights that it has.
         state: weights by name.
         source, name: what the error calls the weights and the model.
         reset_classifier: keep the model's own fresh classifier instead of the saved one (fine-tuning).
@@ -134,19 +136,23 @@ def load_weights(
         UserError: one line naming the weights that do not fit and their shapes; the model is then
             unchanged.
     """
-    fitted = adapted(model, state)
-    head = classifier_name(model)
-    if reset_classifier or getattr(model, "num_classes", None) == 0:
-        own = {key: value for key, value in model.state_dict().items() if key.startswith(head + ".")}
+    backbone = isinstance(model, FeatureGetterNet)
+    network = model.get_submodule("model") if backbone else model
+    fitted, wanted = adapted(network, state), network.state_dict()
+    if backbone:  # blocks behind the last feature, final norm and classifier are pruned from it
+        fitted = {key: value for key, value in fitted.items() if key in wanted}
+    head = classifier_name(network)
+    if reset_classifier or getattr(network, "num_classes", None) == 0:
+        own = {key: value for key, value in wanted.items() if key.startswith(head + ".")}
         fitted = {key: value for key, value in fitted.items() if not key.startswith(head + ".")} | own
-    error = fit_error(model, fitted, source, name or type(model).__name__)
+    error = fit_error(network, fitted, source, name or type(network).__name__)
     if error is not None:
-        saved, wanted = fitted.get(head + ".weight"), model.state_dict().get(head + ".weight")
-        if saved is not None and wanted is not None and len(saved) != len(wanted):
+        saved, fresh = fitted.get(head + ".weight"), wanted.get(head + ".weight")
+        if saved is not None and fresh is not None and len(saved) != len(fresh):
             error += f"; the saved classifier has {len(saved)} classes: num_classes={len(saved)} keeps it, "
             error += "reset_classifier=True starts a new one"
         raise UserError(error)
-    model.load_state_dict(fitted, strict=True)
+    network.load_state_dict(fitted, strict=True)
 
 
 def adapted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

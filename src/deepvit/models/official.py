@@ -49,7 +49,10 @@ def load_official(
     if head is not None and head.ndim == 2 and not reset_classifier:
         model_kwargs.setdefault("num_classes", len(head))
     model = create(model_name, **model_kwargs)
-    load_weights(model, state, source=str(path), name=model_name, reset_classifier=reset_classifier)
+    try:
+        load_weights(model, state, source=str(path), name=model_name, reset_classifier=reset_classifier)
+    except UserError as error:
+        raise UserError(f"{error}{_guess(state, model_name)}") from None
     return model
 
 
@@ -130,7 +133,7 @@ def convert(
     empty = _on_meta(name, **arguments)
     error = fit_error(empty, adapted(empty, state), str(source), name)
     if error is not None:
-        raise UserError(error)
+        raise UserError(f"{error}{_guess(state, name)}")
     metadata = {"format": "pt", "model": name, "model_args": json.dumps(arguments), "weights": weights}
     # Own memory for each: safetensors refuses tensors that share storage, as views into one buffer do.
     tensors = {key: value.detach().clone().contiguous() for key, value in state.items()}
@@ -148,6 +151,12 @@ def convert(
         "tensors": len(tensors),
         "parameters": sum(value.numel() for value in empty.parameters()),
     }
+
+
+def _guess(state: Mapping[str, Tensor], name: str) -> str:
+    """For the end of an error: the published model that the weights are of, where it is another."""
+    fitting = infer_model(state)
+    return f"; the weights have the shapes of {fitting}" if fitting not in (None, name) else ""
 
 
 def _on_meta(name: str, **arguments: Any) -> Any:
