@@ -46,14 +46,11 @@ class Cure:
         """The options object; raises UserError for an option or a start that the cure does not have."""
         known = {field.name for field in dataclasses.fields(self.options)}
         given = dict(given)
-        if "init" in given and "init" not in known:
-            if given["init"] == "identity":
-                raise UserError(
-                    f"{self.name} cannot start as the identity: it changes the network's function at once"
-                )
-            # It has only the paper's start, so that is what it gets.
-            if given["init"] == "paper":
-                del given["init"]
+        if given.get("init") in INITS and "init" not in known:
+            # It has one start, its source's; what may be asked hangs on whether that is the identity too.
+            init = given.pop("init")
+            if init == "identity" and not self.identity_at_start:
+                raise UserError(f"{self.name} cannot start as the identity: it changes the function at once")
         unknown = sorted(set(given) - known)
         if unknown:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"

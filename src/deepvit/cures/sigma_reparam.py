@@ -59,7 +59,8 @@ class SigmaReparam(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer uses."""
         # In float32, whatever autocast says: σ to three digits would move the function by as much.
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             matrix = weight.float()
             if self.training:
                 with torch.no_grad():
