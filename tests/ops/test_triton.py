@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -20,13 +21,13 @@ pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
 
 def test_kernels_equal_the_formulas_in_the_interpreter():
     cases = Path(__file__).with_name("triton_interpreted.py")
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(cases)]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-n", "0", str(cases)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) >= 40
+    assert int(passed[1]) >= 36
     assert "skipped" not in done.stdout
 
 
@@ -36,8 +37,8 @@ def test_triton_is_imported_only_when_used():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="with the interpreter it does run on the CPU")
-def test_asked_for_by_name_on_the_cpu_it_says_why_not_and_what_instead():
+def test_asked_for_by_name_on_the_cpu_it_says_why_not_and_what_instead(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     q = torch.randn(1, 3, 5, 16)
     with pytest.raises(UserError, match=r"needs an NVIDIA GPU, .* on cpu .*ask for backend='streaming'"):
         deepvit.ops.reattention(q, q, q, torch.eye(3), norm="none", backend="triton")
@@ -49,7 +50,7 @@ def test_asked_for_by_name_on_the_cpu_it_says_why_not_and_what_instead():
         (torch.empty(1, 3, 5, 16), 0.1, "it has no attention dropout; ask for backend='streaming'"),
         (torch.empty(1, 3, 5, 16, dtype=torch.float64), 0.0, "it has no float64"),
         (torch.empty(1, 3, 5, 80), 0.0, "head width 80 is more than 64"),
-        (torch.empty(1, 33, 5, 16), 0.0, "33 heads are more than 32"),
+        (torch.empty(1, 17, 5, 16), 0.0, "17 heads are more than 16"),
         (torch.empty(1, 1, 65_001, 1, dtype=torch.float16), 0.0, "65001 tokens overflow float16"),
     ],
 )
@@ -58,3 +59,23 @@ def test_refusals_name_their_reason(q, dropout_p, reason):
     assert found is not None
     assert reason in found
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [
+        ("row_lse", torch.bfloat16),
+        ("forward", torch.bfloat16),
+        ("backward_rows", torch.bfloat16),
+        ("backward_keys", torch.bfloat16),
+        ("backward_rows", torch.float32),
+    ],
+)
+def test_compiles_for_a_gpu_that_is_not_here(kernel, dtype):
+    path = Path(__file__).parents[2] / "benchmarks" / "triton_resources.py"
+    spec = importlib.util.spec_from_file_location("triton_resources", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    needs = module.resources(kernel, heads=12, dim=64, dtype=dtype)
+    assert needs["shared_bytes"] <= 227 * 1024  # of compute capability 9.0: more, and it would not start
+    assert needs["spilled_bytes"] <= 256

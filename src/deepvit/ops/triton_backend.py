@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 NAME = "triton"
-MAX_HEADS = 32
+MAX_HEADS = 16
 MAX_HEAD_DIM = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,12 +66,17 @@ def _interpreted() -> bool:
 
 
 class Tile(NamedTuple):
-    """Query rows and keys of a tile, warps a program, and how many steps ahead memory is read."""
+    """How one kernel works: query rows and keys of a tile, warps a program, steps that memory is read ahead.
+
+    ``parts``: products over the head width are made in this many parts, where a tile of the whole width would
+    not fit into shared memory (backward kernels only).
+    """
 
     rows: int
     keys: int
-    warps: int
-    stages: int
+    warps: int = 8
+    stages: int = 2
+    parts: int = 1
 
 
 class Tiles(NamedTuple):
@@ -84,33 +89,38 @@ class Tiles(NamedTuple):
 
 
 def default_tiles(heads: int, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """Tile sizes by what must fit in registers: a program's accumulators and one tile of maps of all heads.
+    """Tile sizes by what fits into registers and shared memory: tokens and accumulators of all heads at once.
 
-    Chosen from the compiler's register and spill counts for compute capability 9.0 (no GPU was at hand);
-    ``benchmarks/gpu_attention.py --tune`` measures the alternatives.
+    Chosen from the compiler's counts of registers, spills and shared memory for compute capability 9.0
+    (``benchmarks/triton_resources.py``), since no GPU was at hand; ``benchmarks/gpu_attention.py --tune``
+    measures the alternatives.
     """
     padded = _power_of_two(heads)
     wide = head_dim > 32
-    single = dtype == torch.float32
-    rows_lse = 64 if single else 128
+    if dtype == torch.float32:
+        own, other = _rows_and_keys(padded, own=256, area=2048)
+        parts = 2 if wide else 1
+        return Tiles(
+            row_lse=Tile(64, 64, warps=4),
+            forward=Tile(own, other, stages=1),
+            backward_rows=Tile(own, other, stages=1, parts=parts),
+            backward_keys=Tile(other, own, stages=1, parts=parts),
+        )
+    own, other = _rows_and_keys(padded, own=256, area=4096)
+    small = Tile(own, other)
+    large = Tile(*_rows_and_keys(padded, own=512, area=8192))
     return Tiles(
-        row_lse=Tile(rows_lse, 64, 4, 2),
-        forward=_tile(padded, own=256 if single else 512, area=4096 if single else 8192),
-        backward_rows=_tile(
-            padded, own=256 if single or wide else 512, area=4096 if single or wide else 8192
-        ),
-        backward_keys=_swap(_tile(padded, own=256, area=4096)),
+        row_lse=Tile(128, 64, warps=4),
+        forward=large,
+        backward_rows=small if wide else large,
+        backward_keys=Tile(other, own),
     )
 
 
-def _tile(padded_heads: int, own: int, area: int) -> Tile:
-    """``own`` is heads x rows of the block that a program owns; ``area`` is heads x rows x keys of a tile."""
-    rows = max(16, min(128, own // padded_heads))
-    return Tile(rows, max(16, area // (padded_heads * rows)), warps=8, stages=2)
-
-
-def _swap(tile: Tile) -> Tile:
-    return Tile(tile.keys, tile.rows, tile.warps, tile.stages)
+def _rows_and_keys(padded_heads: int, own: int, area: int) -> tuple[int, int]:
+    """``own`` is heads x tokens of the block a program owns; ``area`` is heads x rows x keys of a tile."""
+    rows = min(128, own // padded_heads)
+    return rows, area // (padded_heads * rows)
 
 
 def _power_of_two(n: int) -> int:
@@ -130,6 +140,7 @@ def _constants(q: Tensor, tile: Tile) -> dict[str, Any]:
         "W": tile.warps,
         "M": tile.rows,
         "K": tile.keys,
+        "PARTS": tile.parts,
         "PRECISION": _precision(q.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
@@ -190,13 +201,14 @@ def _forward(
     with _on(q.device):
         kernels.row_lse[(batch * heads * -(-tokens // tiles.row_lse.rows),)](
             q, k, lse, *q.stride(), *k.stride(), tokens, log2_scale,
-            **{name: known[name] for name in known if name not in ("HP", "T", "W")},
+            **{name: known[name] for name in known if name not in ("HP", "T", "W", "PARTS")},
         )  # fmt: skip
+        known = _constants(q, tiles.forward)
         programs = batch * -(-tokens // tiles.forward.rows)
         c_parts = lse.new_empty((programs if need_stats else 0, heads, heads))
         kernels.forward[(programs,)](
             q, k, v, theta, lse, o, c_parts, *q.stride(), *k.stride(), *v.stride(), tokens, log2_scale,
-            STATS=need_stats, **_constants(q, tiles.forward),
+            STATS=need_stats, **{name: known[name] for name in known if name != "PARTS"},
         )  # fmt: skip
     return o, c_parts.sum(0), lse
 

@@ -55,13 +55,18 @@ def _round(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _load_tokens(ptr, stride_h, stride_n, stride_d, tokens, N, H: tl.constexpr, D: tl.constexpr,
-                 HP: tl.constexpr, DP: tl.constexpr):  # fmt: skip
-    """Read [HP, tokens, DP] of one image through the caller's strides, zeros outside."""
+                 HP: tl.constexpr, WIDTH: tl.constexpr, FIRST: tl.constexpr = 0,
+                 AGAIN: tl.constexpr = False):  # fmt: skip
+    """Read [HP, tokens, WIDTH] of one image through the caller's strides, from width FIRST on; zeros outside.
+
+    AGAIN keeps the compiler from moving the read out of a loop, where its result would stay in shared memory.
+    """
     heads = tl.arange(0, HP)[:, None, None]
-    dims = tl.arange(0, DP)[None, None, :]
+    dims = FIRST + tl.arange(0, WIDTH)[None, None, :]
     token = tokens[None, :, None]
     mask = (heads < H) & (token < N) & (dims < D)
-    return tl.load(ptr + heads * stride_h + token * stride_n + dims * stride_d, mask=mask, other=0.0)
+    at = heads * stride_h + token * stride_n + dims * stride_d
+    return tl.load(ptr + at, mask=mask, other=0.0, volatile=AGAIN)
 
 
 @triton.jit
@@ -136,10 +141,24 @@ def _store_heads(ptr, sums, scale, H: tl.constexpr, HP: tl.constexpr, T: tl.cons
 
 
 @triton.jit
-def _excess(left, right, lse, log2_scale, PRECISION: tl.constexpr):
-    """E = N P - 1 of a tile, [HP, A, C]: ``left`` [HP, A, DP] against ``right`` [HP, C, DP]."""
-    scores = _dot(left, tl.permute(right, [0, 2, 1]), PRECISION)
-    return tl.exp2(scores * log2_scale - lse) - 1.0
+def _products(own, other, own_ptr, own_sh, own_sn, own_sd, own_tokens, ptr, sh, sn, sd, tokens, N,
+              H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr,
+              PRECISION: tl.constexpr):  # fmt: skip
+    """Products of tokens that the program owns with others, a head at a time: [HP, own tokens, tokens].
+
+    With PARTS > 1 the tiles ``own`` and ``other`` are left alone, and both are read from memory a part of the
+    width at a time: wide float32 tiles do not fit into shared memory whole.
+    """
+    if PARTS == 1:
+        return _dot(own, tl.permute(other, [0, 2, 1]), PRECISION)
+    else:
+        total = tl.zeros([HP, own_tokens.shape[0], tokens.shape[0]], tl.float32)
+        for part in tl.static_range(PARTS):
+            left = _load_tokens(own_ptr, own_sh, own_sn, own_sd, own_tokens, N, H, D, HP,
+                                DP // PARTS, part * (DP // PARTS), True)  # fmt: skip
+            right = _load_tokens(ptr, sh, sn, sd, tokens, N, H, D, HP, DP // PARTS, part * (DP // PARTS))
+            total = _dot_onto(total, left, tl.permute(right, [0, 2, 1]), PRECISION)
+        return total
 
 
 @triton.jit
@@ -191,8 +210,9 @@ def forward(q, k, v, theta, lse, o, c_parts,
     for start in range(0, N, K):
         keys = start + tl.arange(0, K)
         k_tile = _load_tokens(k + b * skb, skh, skn, skd, keys, N, H, D, HP, DP)
-        excess = _excess(q_tile, k_tile, row_lse, log2_scale, PRECISION)
-        excess = tl.where(keys[None, None, :] < N, excess, 0.0)
+        scores = _dot(q_tile, tl.permute(k_tile, [0, 2, 1]), PRECISION)
+        # E = N P - 1 (the module's docstring)
+        excess = tl.where(keys[None, None, :] < N, tl.exp2(scores * log2_scale - row_lse) - 1.0, 0.0)
         stacked = _stack(_round(excess, dtype, PRECISION), T, W)
         if STATS:
             c_sum = _dot_onto(c_sum, stacked, tl.permute(stacked, [0, 2, 1]), PRECISION)
@@ -221,14 +241,15 @@ def backward_rows(q, k, v, do, theta, dc, lse, dq, row_dot, dtheta_parts,
                   N, scale, log2_scale,
                   H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, T: tl.constexpr,
                   W: tl.constexpr, M: tl.constexpr, K: tl.constexpr, STATS: tl.constexpr,
-                  PRECISION: tl.constexpr):  # fmt: skip
+                  PARTS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """One image, M query rows, all heads: sweep 1 makes rowsum(dP P) and a part of dtheta, sweep 2 dQ."""
     blocks = tl.cdiv(N, M)
     b = (tl.program_id(0) // blocks).to(tl.int64)
+    q, k, v, do = q + b * sqb, k + b * skb, v + b * svb, do + b * sob
     rows = tl.program_id(0) % blocks * M + tl.arange(0, M)
     dtype: tl.constexpr = q.dtype.element_ty
-    q_tile = _load_tokens(q + b * sqb, sqh, sqn, sqd, rows, N, H, D, HP, DP)
-    do_tile = _load_tokens(do + b * sob, soh, son, sod, rows, N, H, D, HP, DP)
+    q_tile = _load_tokens(q, sqh, sqn, sqd, rows, N, H, D, HP, DP)
+    do_tile = _load_tokens(do, soh, son, sod, rows, N, H, D, HP, DP)
     row_lse = _load_rows(lse + b * H * N, rows, N, H, HP)[:, :, None]
     mixer_t, size = _normalised(_mixer(theta, 1, H, H, HP, T))
     pair, pair_size = mixer_t, size
@@ -238,11 +259,13 @@ def backward_rows(q, k, v, do, theta, dc, lse, dq, row_dot, dtheta_parts,
     dtheta = tl.zeros([W, T, T], tl.float32)
     for start in range(0, N, K):
         keys = start + tl.arange(0, K)
-        k_tile = _load_tokens(k + b * skb, skh, skn, skd, keys, N, H, D, HP, DP)
-        excess = _excess(q_tile, k_tile, row_lse, log2_scale, PRECISION)
-        excess = tl.where(keys[None, None, :] < N, excess, 0.0)
-        v_tile = _load_tokens(v + b * svb, svh, svn, svd, keys, N, H, D, HP, DP)
-        dm = _dot(do_tile, tl.permute(v_tile, [0, 2, 1]), PRECISION)
+        k_tile = _load_tokens(k, skh, skn, skd, keys, N, H, D, HP, DP)
+        scores = _products(q_tile, k_tile, q, sqh, sqn, sqd, rows, k, skh, skn, skd, keys, N,
+                           H, D, HP, DP, PARTS, PRECISION)  # fmt: skip
+        excess = tl.where(keys[None, None, :] < N, tl.exp2(scores * log2_scale - row_lse) - 1.0, 0.0)
+        v_tile = _load_tokens(v, svh, svn, svd, keys, N, H, D, HP, DP)
+        dm = _products(do_tile, v_tile, do, soh, son, sod, rows, v, svh, svn, svd, keys, N,
+                       H, D, HP, DP, PARTS, PRECISION)  # fmt: skip
         excess_s = _stack(_round(excess, dtype, PRECISION), T, W)
         dm_s = _stack(_round(dm, dtype, PRECISION), T, W)
         dtheta = _dot_onto(dtheta, dm_s, tl.permute(excess_s, [0, 2, 1]), PRECISION)
@@ -257,12 +280,14 @@ def backward_rows(q, k, v, do, theta, dc, lse, dq, row_dot, dtheta_parts,
     dq_tile = tl.zeros([HP, M, DP], tl.float32)
     for start in range(0, N, K):
         keys = start + tl.arange(0, K)
-        k_tile = _load_tokens(k + b * skb, skh, skn, skd, keys, N, H, D, HP, DP)
+        k_tile = _load_tokens(k, skh, skn, skd, keys, N, H, D, HP, DP)
         # A key beyond N is a row of zeros in k_tile, so its score gradient needs to be finite, no more.
-        excess = _excess(q_tile, k_tile, row_lse, log2_scale, PRECISION)
-        excess = tl.where(keys[None, None, :] < N, excess, 0.0)
-        v_tile = _load_tokens(v + b * svb, svh, svn, svd, keys, N, H, D, HP, DP)
-        dm = _dot(do_tile, tl.permute(v_tile, [0, 2, 1]), PRECISION)
+        scores = _products(q_tile, k_tile, q, sqh, sqn, sqd, rows, k, skh, skn, skd, keys, N,
+                           H, D, HP, DP, PARTS, PRECISION)  # fmt: skip
+        excess = tl.where(keys[None, None, :] < N, tl.exp2(scores * log2_scale - row_lse) - 1.0, 0.0)
+        v_tile = _load_tokens(v, svh, svn, svd, keys, N, H, D, HP, DP)
+        dm = _products(do_tile, v_tile, do, soh, son, sod, rows, v, svh, svn, svd, keys, N,
+                       H, D, HP, DP, PARTS, PRECISION)  # fmt: skip
         excess_s = _stack(_round(excess, dtype, PRECISION), T, W)
         dm_s = _stack(_round(dm, dtype, PRECISION), T, W)
         dp = _map_grad(excess_s, dm_s, mixer_t, size, pair, pair_size, N, HP, M, K, T, W, STATS, PRECISION)
@@ -277,14 +302,15 @@ def backward_keys(q, k, v, do, theta, dc, lse, row_dot, dk, dv,
                   N, scale, log2_scale,
                   H: tl.constexpr, D: tl.constexpr, HP: tl.constexpr, DP: tl.constexpr, T: tl.constexpr,
                   W: tl.constexpr, M: tl.constexpr, K: tl.constexpr, STATS: tl.constexpr,
-                  PRECISION: tl.constexpr):  # fmt: skip
+                  PARTS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """One image, K keys, all heads: dK and dV. Tiles lie transposed, [HP, K, M]: no product turns them."""
     blocks = tl.cdiv(N, K)
     b = (tl.program_id(0) // blocks).to(tl.int64)
+    q, k, v, do = q + b * sqb, k + b * skb, v + b * svb, do + b * sob
     keys = tl.program_id(0) % blocks * K + tl.arange(0, K)
     dtype: tl.constexpr = q.dtype.element_ty
-    k_tile = _load_tokens(k + b * skb, skh, skn, skd, keys, N, H, D, HP, DP)
-    v_tile = _load_tokens(v + b * svb, svh, svn, svd, keys, N, H, D, HP, DP)
+    k_tile = _load_tokens(k, skh, skn, skd, keys, N, H, D, HP, DP)
+    v_tile = _load_tokens(v, svh, svn, svd, keys, N, H, D, HP, DP)
     mixer, size = _normalised(_mixer(theta, H, 1, H, HP, T))
     mixer_t = tl.trans(mixer)
     pair, pair_size = mixer, size
@@ -294,13 +320,15 @@ def backward_keys(q, k, v, do, theta, dc, lse, row_dot, dk, dv,
     dv_tile = tl.zeros([HP, K, DP], tl.float32)
     for start in range(0, N, M):
         rows = start + tl.arange(0, M)
-        q_tile = _load_tokens(q + b * sqb, sqh, sqn, sqd, rows, N, H, D, HP, DP)
-        do_tile = _load_tokens(do + b * sob, soh, son, sod, rows, N, H, D, HP, DP)
+        q_tile = _load_tokens(q, sqh, sqn, sqd, rows, N, H, D, HP, DP)
+        do_tile = _load_tokens(do, soh, son, sod, rows, N, H, D, HP, DP)
         row_lse = _load_rows(lse + b * H * N, rows, N, H, HP)[:, None, :]
         dots = _load_rows(row_dot + b * H * N, rows, N, H, HP)[:, None, :]
-        excess = _excess(k_tile, q_tile, row_lse, log2_scale, PRECISION)
-        excess = tl.where(keys[None, :, None] < N, excess, 0.0)
-        dm = _dot(v_tile, tl.permute(do_tile, [0, 2, 1]), PRECISION)
+        scores = _products(k_tile, q_tile, k, skh, skn, skd, keys, q, sqh, sqn, sqd, rows, N,
+                           H, D, HP, DP, PARTS, PRECISION)  # fmt: skip
+        excess = tl.where(keys[None, :, None] < N, tl.exp2(scores * log2_scale - row_lse) - 1.0, 0.0)
+        dm = _products(v_tile, do_tile, v, svh, svn, svd, keys, do, soh, son, sod, rows, N,
+                       H, D, HP, DP, PARTS, PRECISION)  # fmt: skip
         excess_s = _stack(_round(excess, dtype, PRECISION), T, W)
         dm_s = _stack(_round(dm, dtype, PRECISION), T, W)
         mixed = _unstack(_round(_mix(mixer, excess_s, W, T, PRECISION), dtype, PRECISION), HP, K, M)
