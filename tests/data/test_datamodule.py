@@ -10,6 +10,8 @@ import torch
 from data.conftest import encoded, write_files
 
 from deepvit.data import AugmentConfig, ImageDataModule, open_data
+from deepvit.data.augment import BatchAugment
+from deepvit.data.loader import Key, StoredTrain
 from deepvit.errors import UserError
 
 STRONG = AugmentConfig(
@@ -37,7 +39,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 def test_batches_of_the_cached_path(folder: Path) -> None:
     data = module(str(folder))
-    assert data.stored_size == (12, 12)
+    assert data.stored_size("train") == (12, 12)
     assert (data.num_classes, data.class_names) == (3, ["ant", "bee", "cat"])
     batches = list(data.train_dataloader())
     assert len(batches) == len(data.train_dataloader()) == 6
@@ -153,15 +155,15 @@ def test_large_images_are_decoded_every_epoch(tmp_path: Path) -> None:
     }
     write_files(tmp_path, members)
     data = module(str(tmp_path), img_size=32, workers=0)
-    assert data.stored_size is None
+    assert data.stored_size("train") is None
     images, _ = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 32, 32)
-    assert module(str(tmp_path), img_size=32, cache="ram").stored_size == (32, 32)
+    assert module(str(tmp_path), img_size=32, cache="ram").stored_size("train") == (32, 32)
 
 
 def test_small_images_for_a_large_network_are_scaled_up_in_batches(folder: Path) -> None:
     data = module(str(folder), img_size=128, crop_pct=0.9)
-    assert data.stored_size == (12, 12)
+    assert data.stored_size("train") == (12, 12)
     images, _ = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 128, 128)
     images = next(iter(data.val_dataloader()))[0]
@@ -178,6 +180,14 @@ def test_unreadable_images_stop_training_and_are_skipped_in_diagnosis(folder: Pa
     assert sum(len(images) for images, _ in loader) == 9
     assert len(loader.skipped) == 1
     assert "broken.png" in loader.skipped[0]
+    for cache in ("ram", "off"):
+        data = module(str(folder), cache=cache, unreadable="skip", workers=1)
+        loader = data.val_dataloader()
+        assert sum(len(images) for images, _ in loader) == 9
+        assert len(loader.skipped) == 1
+        data.teardown()
+        with pytest.raises(UserError, match=r"val/bee/broken\.png cannot be read"):
+            list(module(str(folder), cache=cache, workers=0).val_dataloader())
     for options in ({"cache": "ram"}, {"cache": "off", "workers": 0}, {"cache": "off", "workers": 1}):
         with pytest.raises(UserError, match=r"broken\.png cannot be read") as caught:
             list(module(str(folder), **options).train_dataloader())
@@ -215,7 +225,7 @@ def test_disk_cache_only_when_asked_and_only_for_the_same_contents(folder: Path,
     [
         ({"batch_size": 0}, "at least 1"),
         ({"seed": -1}, "seed=-1"),
-        ({"batch_size": 5, "augment": AugmentConfig(mixup=0.5)}, "must be even"),
+        ({"unreadable": "ignore"}, "raise or skip"),
         ({"interpolation": "cubic"}, "bicubic, bilinear"),
         ({"crop_pct": 1.5}, "crop_pct"),
         ({"cache": "disk"}, "auto, ram or off"),
@@ -227,6 +237,13 @@ def test_disk_cache_only_when_asked_and_only_for_the_same_contents(folder: Path,
 def test_wrong_options_are_refused(folder: Path, options: dict[str, object], text: str) -> None:
     with pytest.raises(UserError, match=text):
         module(str(folder), **options)
+
+
+def test_odd_batches_are_refused_for_mixing_only_when_training(folder: Path) -> None:
+    data = module(str(folder), batch_size=5, augment=AugmentConfig(mixup=0.5))
+    data.setup("validate")
+    with pytest.raises(UserError, match="must be even"):
+        data.setup("fit")
 
 
 def test_unknown_policies_are_refused(folder: Path) -> None:
@@ -294,6 +311,32 @@ def test_lightning_resumes_with_the_batches_of_an_unbroken_run(
     rest = Recorder()
     fit(folder, tmp_path / "rest", rest, saved, tmp_path / "part" / f"step={saved}.ckpt")
     assert rest.seen == whole.seen[saved:]
+
+
+def test_every_part_of_the_key_changes_the_augmentation(folder: Path) -> None:
+    """Two epochs differ in order anyway, so this looks at one and the same list of images."""
+    numbers = torch.arange(0, 24, 3)
+    for cache in ("ram", "off"):
+        loader = module(str(folder), augment=STRONG, cache=cache, workers=0).train_dataloader()
+        source = loader.source
+        batches = [source.batch(Key(epoch, batch, numbers)) for epoch, batch in ((0, 0), (1, 0), (0, 1))]
+        assert torch.equal(batches[0].images, source.batch(Key(0, 0, numbers)).images)
+        assert not torch.equal(batches[0].images, batches[1].images)
+        assert not torch.equal(batches[0].images, batches[2].images)
+        # Mixup's share alone, seen in its soft labels
+        assert not torch.equal(batches[0].targets, batches[1].targets)
+        assert not torch.equal(batches[0].targets, batches[2].targets)
+
+
+def test_processes_augment_differently(folder: Path) -> None:
+    data = module(str(folder), augment=STRONG)
+    stored = data._store("train")
+    assert stored is not None
+    augment = BatchAugment(data.augment, data.size, data.mean, data.std)
+    first, second = (
+        StoredTrain(stored, augment, 0, rank).batch(Key(0, 0, torch.arange(8))) for rank in (0, 1)
+    )
+    assert not torch.equal(first.images, second.images)
 
 
 def test_opened_data_can_be_given(folder: Path) -> None:

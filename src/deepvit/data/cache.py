@@ -51,11 +51,12 @@ def storage_size(images: ImageSet, count: int, size: Size, mode: str) -> Size | 
     """
     if mode == "off":
         return None
-    if mode not in ("auto", "ram"):
-        raise UserError(f"cache={mode!r} must be auto, ram or off")
+    assert mode in ("auto", "ram")
     probe = evenly_spaced(len(images), PROBED)
     numbers = range(len(images)) if probe is None else probe.tolist()
-    sides = {images.image(i).size[::-1] for i in numbers}
+    sides = {side for i in numbers if (side := _side(images, i)) is not None}
+    if not sides:
+        return None  # none can be read: decoding will say so, or skip them
     native = next(iter(sides))
     alike = len(sides) == 1 and native[0] == native[1]
     small = max(max(side) for side in sides) <= SMALL_SIDE
@@ -119,6 +120,14 @@ def decode(
         with atomic_path(kept) as temporary:
             save_file({"images": result.images, "labels": result.labels}, temporary)
     return result
+
+
+def _side(images: ImageSet, number: int) -> Size | None:
+    try:
+        width, height = images.image(number).size
+    except UserError:
+        return None
+    return height, width
 
 
 def _file(images: ImageSet, size: Size, interpolation: str, crop_pct: float, folder: Path) -> Path | None:

@@ -51,6 +51,8 @@ class ImageDataModule(lightning.LightningDataModule):
         max_train_images, max_val_images: use only so many, evenly spaced over the classes.
         cache: "auto" keeps small sets in memory, "ram" any set at the network's size, "off" none.
         cache_dir: folder to keep the decoded images of small sets between runs; None writes nothing.
+        unreadable: what a validation image that cannot be read does: "raise", or "skip" (it is left out and
+            named in the loader's ``skipped``). A training image always raises.
         batch_transform: replaces Mixup and CutMix: any (images, labels) -> (images, targets).
         progress: show a line of progress while decoding.
     """
@@ -73,6 +75,7 @@ class ImageDataModule(lightning.LightningDataModule):
         max_val_images: int | None = None,
         cache: str = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
+        unreadable: str = "raise",
         batch_transform: BatchTransform | None = None,
         progress: bool = True,
     ) -> None:
@@ -90,12 +93,17 @@ class ImageDataModule(lightning.LightningDataModule):
         if not 0.0 < self.crop_pct <= 1.0:
             raise UserError(f"crop_pct={crop_pct} must lie in (0, 1]")
         self.augment = resolve(augment or AugmentConfig(), side=min(self.size), mirror=self.data.mirror)
-        self.mixing = batch_transform or make_mixing(self.augment, self.data.num_classes, batch_size)
+        self.batch_transform = batch_transform
         self.workers, self.seed, self.progress = workers, seed, progress
         self.cache_dir = cache_dir
         self.train_set = _limited(self.data.train, max_train_images)
         self.val_set = _limited(self.data.val, max_val_images)
-        self.stored_size = self._storage(cache)
+        if cache not in ("auto", "ram", "off"):
+            raise UserError(f"cache={cache!r} must be auto, ram or off")
+        if unreadable not in ("raise", "skip"):
+            raise UserError(f"unreadable={unreadable!r} must be raise or skip")
+        self.cache, self.unreadable = cache, unreadable
+        self._sizes: dict[str, Size | None] = {}
         self._stored: dict[str, Stored] = {}
         self._loaders: list[BatchLoader] = []
 
@@ -120,9 +128,18 @@ class ImageDataModule(lightning.LightningDataModule):
         assert self.augment.label_smoothing is not None
         return 0.0 if self.soft_targets else self.augment.label_smoothing
 
+    @property
+    def mixing(self) -> BatchTransform | None:
+        """What is done to whole training batches: ``batch_transform``, or timm's Mixup when mixing is on."""
+        return self.batch_transform or make_mixing(self.augment, self.num_classes, self.batch_size)
+
     def setup(self, stage: str | None = None) -> None:
-        """Decodes what is kept in memory: both parts for "fit" and None, else validation alone."""
+        """Decodes what is kept in memory: both parts for "fit" and None, else validation alone.
+
+        Raises ``UserError`` for an image that cannot be read, and for an odd batch size with mixing.
+        """
         if stage in (None, "fit"):
+            self.mixing  # noqa: B018  (complains about what does not fit)
             self._store("train")
         self._store("val")
 
@@ -157,8 +174,9 @@ class ImageDataModule(lightning.LightningDataModule):
         else:
             augment = BatchAugment(self.augment, self.size, self.mean, self.std, self._scaling())
             source = StoredTrain(stored, augment, self.seed, rank)
-        if self.mixing is not None:
-            source = Transformed(source, self.mixing, self.seed, rank)
+        mixing = self.mixing
+        if mixing is not None:
+            source = Transformed(source, mixing, self.seed, rank)
         workers = self._workers(world) if stored is None else 0
         return self._opened(BatchLoader(source, plan, workers=workers, pin_memory=_pin()))
 
@@ -177,12 +195,16 @@ class ImageDataModule(lightning.LightningDataModule):
                 world=world,
                 pin_memory=_pin(),
             )
-        plan = EvalPlan(len(self.val_set), self.eval_batch_size, rank=rank, world=world)
         stored = self._store("val")
         if stored is None:
-            source: Source = Decoded(self.val_set, self._eval_transform(), seed=None)
+            skip = self.unreadable == "skip"
+            source: Source = Decoded(self.val_set, self._eval_transform(), seed=None, skip=skip)
+            plan = EvalPlan(len(self.val_set), self.eval_batch_size, rank=rank, world=world)
             return self._opened(BatchLoader(source, plan, workers=self._workers(world), pin_memory=_pin()))
-        return BatchLoader(self._stored_eval(stored), plan, pin_memory=_pin())
+        plan = EvalPlan(len(stored.labels), self.eval_batch_size, rank=rank, world=world)
+        loader = BatchLoader(self._stored_eval(stored), plan, pin_memory=_pin())
+        loader.skipped += stored.skipped
+        return loader
 
     def test_dataloader(self) -> Loader:
         """The validation images: a data set has two parts here."""
@@ -219,15 +241,21 @@ class ImageDataModule(lightning.LightningDataModule):
         self._loaders.append(loader)
         return loader
 
-    def _storage(self, cache: str) -> Size | None:
-        if isinstance(self.train_set, StreamImages) or isinstance(self.val_set, StreamImages):
-            if cache == "ram":
+    def stored_size(self, part: str) -> Size | None:
+        """Height and width at which the "train" or "val" images are kept in memory, None when they are not."""
+        if part not in self._sizes:
+            self._sizes[part] = self._storage(self.train_set if part == "train" else self.val_set)
+        return self._sizes[part]
+
+    def _storage(self, images: ImageSet | StreamImages) -> Size | None:
+        if isinstance(images, StreamImages):
+            if self.cache == "ram":
                 raise UserError(
-                    f"{self.data.spec} is a stream and cannot be kept in memory; use cache auto or off"
+                    f"{self.data.spec} is a stream, not to be kept in memory; use cache auto or off"
                 )
             return None
         count = len(self.train_set) + len(self.val_set)
-        stored = storage_size(self.train_set, count, self.size, cache)
+        stored = storage_size(images, count, self.size, self.cache)
         if stored is not None and stored != self.size and self._scaling() != self.interpolation:
             return None  # only PIL has that interpolation
         return stored
@@ -237,18 +265,20 @@ class ImageDataModule(lightning.LightningDataModule):
         return self.interpolation if self.interpolation in ("bicubic", "bilinear", "nearest") else "bicubic"
 
     def _store(self, part: str) -> Stored | None:
-        if self.stored_size is None:
+        size = self.stored_size(part)
+        if size is None:
             return None
         if part not in self._stored:
             images = self.train_set if part == "train" else self.val_set
             assert isinstance(images, ImageSet)
             # stored smaller than the network's input: the middle is cut when scaling up
-            cut = self.crop_pct if part == "val" and self.stored_size == self.size else 1.0
+            cut = self.crop_pct if part == "val" and size == self.size else 1.0
             self._stored[part] = decode(
                 images,
-                self.stored_size,
+                size,
                 self.interpolation,
                 cut,
+                on_error=self.unreadable if part == "val" else "raise",
                 what=f"{part} images of {self.data.spec}",
                 progress=self.progress and self._process()[0] == 0,
                 folder=self.cache_dir,
