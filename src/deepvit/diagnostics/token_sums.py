@@ -44,7 +44,7 @@ class TokenSums:
         }
         self.series: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
         self.states: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
-        self._kept: dict[int, list[Tensor]] = defaultdict(list)
+        self._kept: dict[int, dict[int, Tensor]] = defaultdict(dict)
         self._images: list[int] = []
         self._before: dict[int, Tensor] = {}
         self._outputs: dict[int, Tensor] = {}
@@ -93,16 +93,16 @@ class TokenSums:
         for number, tokens in self._outputs.items():
             if last is not None and last.shape == tokens.shape:
                 self._add("feature_similarity", number, feature_similarity(tokens, last))
-        # By the number of the image, not by how many came: the choice must not depend on the batch size.
-        first = self.plan.alignment_tokens // max(1, self.plan.alignment_per_image)
         for number, tokens in self._outputs.items():
             count = min(self.plan.alignment_per_image, tokens.shape[1])
+            # By the number of the image, not by how many came: the choice must not depend on the batch size.
+            first = self.plan.alignment_tokens // count
             places = spread_evenly(tokens.shape[1], count, tokens.device)
             for place, image in enumerate(self._images):
                 if image < first:
                     # Other places in every image: few tokens an image then still cover the grid.
                     picked = tokens[place, (places + image) % tokens.shape[1]]
-                    self._kept[number].append(picked.to("cpu", torch.float32))
+                    self._kept[number][image] = picked.to("cpu", torch.float32)
         self._outputs.clear()
 
     def alignment(self) -> list[list[float | None]]:
@@ -113,7 +113,8 @@ class TokenSums:
         for number in self._kept:
             groups[self.rows[number].patches].append(number)
         for members in groups.values():
-            features = [torch.cat(self._kept[number]) for number in members]
+            # In the order of the images: the order of sums then does not depend on the batches either.
+            features = [torch.cat([tokens for _, tokens in sorted(self._kept[n].items())]) for n in members]
             if features[0].shape[0] < _FEWEST_ALIGNMENT_TOKENS:
                 continue
             matrix = cka_matrix(features)

@@ -31,7 +31,11 @@ def cka_matrix(features: Sequence[Tensor], debiased: bool = True) -> Tensor:
         # Scaled to length 1 one at a time: features of very different sizes then meet on equal terms.
         grams.append((gram / torch.linalg.vector_norm(gram)).flatten())
     flat = torch.stack(grams)
-    return (flat @ flat.mT).clamp(-1.0, 1.0)
+    product = torch.zeros(len(grams), len(grams), dtype=torch.float64, device=flat.device)
+    # A million products each: summed in float64, a piece at a time so that no double copy of all is made.
+    for piece in flat.split(1 << 16, dim=1):
+        product += piece.double() @ piece.double().mT
+    return product.clamp(-1.0, 1.0)
 
 
 def u_centred(gram: Tensor) -> Tensor:
