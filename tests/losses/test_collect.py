@@ -229,6 +229,17 @@ def test_under_autocast_terms_are_float32(model, batch, dtype):
     assert all(t.isfinite() for t in terms.values())
 
 
+def test_a_model_in_bfloat16_throughout(batch):
+    model = vit().bfloat16()
+    div = Diversity(model, ALL)
+    with div.watch():
+        model(batch.images.bfloat16())
+    total = div.total(div.terms(batch.patches))
+    total.backward()
+    assert total.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in [*model.blocks.parameters(), *div.parameters()])
+
+
 def test_gradient_checkpointing_keeps_the_gradients(batch):
     grads = []
     for checkpointing in (False, True):

@@ -288,7 +288,7 @@ class PatchHead(nn.Module):
 
     def forward(self, tokens: Tensor, labels: PatchLabels) -> Tensor:
         """The mixing loss of these tokens, a scalar."""
-        tokens_BNC = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
+        tokens_BNC = (tokens.flatten(1, 2) if tokens.ndim == 4 else tokens).to(self.linear.weight.dtype)
         _check_places(tokens_BNC, labels)
         if self.form == "official":
             share_BNS = labels.share.to(tokens_BNC.dtype)
