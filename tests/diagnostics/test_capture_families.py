@@ -1,4 +1,4 @@
-"""Captured maps equal the models' own eager maps: one small model of each family; writes the documented table.
+"""Captured maps equal the models' own eager maps: one small model of each family. Writes the table.
 
 ``python tests/diagnostics/test_capture_families.py`` measures all of them and writes the table. The eager
 maps are read without anything of deepvit: by a hook on what the model's own eager code passes its map to.

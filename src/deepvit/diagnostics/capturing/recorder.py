@@ -62,9 +62,10 @@ class Recorder:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.options = options
         self.seen = Seen()
-        named = options.blocks if options.blocks and isinstance(options.blocks[0], str) else None
-        self.names = BlockNames(model, None if named is None else [str(name) for name in named])
-        self.numbers = None if options.blocks is None or named else {int(i) for i in options.blocks}
+        asked = options.blocks or ()
+        self.named = [b for b in asked if isinstance(b, str)] or None
+        self.numbers = {b for b in asked if isinstance(b, int)} or None
+        self.names = BlockNames(model, self.named)
         self.prefix = PrefixRule(model, options.prefix_tokens)
         self.frames = Frames(model, self._started, self._ended)
         self._first: nn.Module | None = None  # the module that begins each forward pass
@@ -85,6 +86,8 @@ class Recorder:
         owner = stack[-1] if stack else None
         block = None if owner is None else self.names.block_of(owner.name)
         shape = (*lead, rows, columns)
+        if block is None and self.named is not None:
+            return None
         if owner is None or block is None:
             where = "" if owner is None else owner.name
             self.skip(where, shape, "an attention outside of every repeated block")
@@ -289,6 +292,10 @@ class Recorder:
         seen = self.seen
         if not seen.forwards:
             raise UserError("the model was not called inside the with block of capture")
+        if silent := [name for name in self.named or () if name not in seen.blocks]:
+            raise UserError(
+                f"blocks: {', '.join(silent)} had no attention; without blocks= all that have are found"
+            )
         if not seen.blocks:
             reasons = "; ".join(f"{s.module or 'the model'}: {s.reason} {s.shape}" for s in seen.skipped[:3])
             raise UserError(
@@ -296,16 +303,10 @@ class Recorder:
                 + (f" (seen and left out: {reasons})" if reasons else "")
                 + ": it has none, or keeps it in compiled code or a kernel of its own"
             )
-        wanted = self.options.blocks or ()
-        missing = [
-            b for b in wanted if (b not in seen.blocks if isinstance(b, str) else b >= len(seen.blocks))
-        ]
-        if missing:
+        if self.numbers is not None and (beyond := sorted(n for n in self.numbers if n >= len(seen.blocks))):
             raise UserError(
-                f"blocks: {', '.join(map(str, missing))} had no attention; the model's attention blocks are "
+                f"blocks: {', '.join(map(str, beyond))} had no attention; the model's attention blocks are "
                 f"0 to {len(seen.blocks) - 1}: {seen.blocks[0]} to {seen.blocks[-1]}"
-                if self.numbers is not None
-                else f"blocks: {', '.join(map(str, missing))} had no attention"
             )
         if self.options.attention and not seen.layout:
             reasons = "; ".join(f"{s.module}: {s.reason}" for s in seen.skipped[:3])

@@ -39,9 +39,8 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Not inside the model: the user's own code in the with block. In a backward pass: parts are run again
-        # (activation checkpointing). Compiling: a compiled part inside an
-        # eager model (flex attention) is traced, and must not be traced together with this.
+        # Outside the model: the user's own code in the with block. In a backward pass: parts run again
+        # (activation checkpointing). Compiling: a compiled part of an eager model is traced, and this must not be.
         if torch.compiler.is_compiling() or self.paused or not self.recorder.frames.stack or _in_backward():
             return func(*args, **kwargs)
         with torch.no_grad(), torch._C.DisableTorchFunction():
