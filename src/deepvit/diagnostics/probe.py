@@ -114,7 +114,8 @@ class CollapseProbe:
         if self.verdict.collapsed and not self.warned:
             self.warned = True
             at = "" if step is None else f" at step {step}"
-            warnings.warn(f"{self.verdict.headline}{at}. {self.verdict.text}", CollapseWarning, stacklevel=2)
+            rest = self.verdict.text.removeprefix(self.verdict.headline)
+            warnings.warn(f"{self.verdict.headline}{at}{rest}", CollapseWarning, stacklevel=2)
         self.seconds = time.perf_counter() - started
         self.total_seconds += self.seconds
         logged["collapse/seconds"] = self.seconds
