@@ -14,6 +14,7 @@ from timm.optim import param_groups_layer_decay
 
 from deepvit import cures
 from deepvit.errors import UserError
+from deepvit.losses import Diversity, attention_cosine
 
 HAS_IT_ALREADY = {
     ("registers", "registers"),
@@ -184,3 +185,29 @@ def test_deepvits_own_models_take_cures_too(images):
     torch.testing.assert_close(model(images), before, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match=r"blocks.2.attn is ReAttention, which cannot take attnscale"):
         cures.apply(model, "attnscale")
+
+
+def test_attention_losses_read_gated_reattention_and_refuse_what_they_cannot(make, images):
+    model = cures.apply(make(), "reattention")
+    stir(model, "mix_gate")
+    div = Diversity(model, {"attention_cosine": 1.0}, attention_blocks=[1, 2], attention_images=1.0)
+    maps = []
+    for number in (1, 2):
+        attn = model.blocks[number].attn
+        q_k = []
+        attn.q_norm.register_forward_hook(lambda _m, _i, out, kept=q_k: kept.append(out))
+        attn.k_norm.register_forward_hook(lambda _m, _i, out, kept=q_k: kept.append(out))
+        maps.append((attn, q_k))
+    with div.watch():
+        model(images)
+    value = div.terms()["attention_cosine"]
+    mixed = [attn.mix_maps(torch.softmax(q * attn.scale @ k.transpose(-2, -1), -1)) for attn, (q, k) in maps]
+    torch.testing.assert_close(value, attention_cosine(mixed, prefix_tokens=1))
+    value.backward()
+    assert model.blocks[1].attn.mix_gate.grad.abs().sum() > 0
+    for cure, why in (
+        ("talking_heads", "mixes heads before"),
+        ("differential_attention", "difference of two"),
+    ):
+        with pytest.raises(UserError, match=f"attention_cosine cannot read blocks.0.attn .*{why}"):
+            Diversity(cures.apply(make(), cure), {"attention_cosine": 1.0})

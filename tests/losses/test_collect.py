@@ -8,6 +8,7 @@ import itertools
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from deepvit.errors import UserError
@@ -252,6 +253,28 @@ def test_gradient_checkpointing_keeps_the_gradients(batch):
         div.total(div.terms(batch.patches)).backward()
         grads.append(model.blocks[0].mlp.fc1.weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_under_distributed_data_parallel(batch, tmp_path):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = vit()
+            self.div = Diversity(self.model, ALL)
+
+        def forward(self, images, patches):
+            with self.div.watch():
+                logits = self.model(images)
+            return logits.mean() + self.div.total(self.div.terms(patches))
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        both = nn.parallel.DistributedDataParallel(Both())
+        for _ in range(2):  # the second step stops when a parameter got no gradient in the first
+            both(batch.images, batch.patches).backward()
+        assert both.module.div.head.linear.weight.grad.abs().sum() > 0
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
