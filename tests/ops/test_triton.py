@@ -79,3 +79,12 @@ def test_compiles_for_a_gpu_that_is_not_here(kernel, dtype):
     needs = module.resources(kernel, heads=12, dim=64, dtype=dtype)
     assert needs["shared_bytes"] <= 227 * 1024  # of compute capability 9.0: more, and it would not start
     assert needs["spilled_bytes"] <= 256
+
+
+def test_gpu_benchmark_says_in_one_line_that_there_is_no_gpu():
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_attention.py"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("no CUDA GPU here")
+    assert done.stderr.count("\n") == 1
