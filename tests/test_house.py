@@ -99,5 +99,8 @@ def test_importing_the_package_is_light() -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     baseline = "import sys, timm, torch\nprint(sorted({'triton.language'} & set(sys.modules)))"
-    run = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True) for c in (code, baseline)]
+    run = [
+        subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True)
+        for c in (code, baseline)
+    ]
     assert run[0].stdout == run[1].stdout  # whatever torch itself brings may stay

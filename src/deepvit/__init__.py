@@ -48,7 +48,7 @@ _PUBLIC = {
 }
 _MODULES = ("cures", "data", "diagnostics", "layers", "losses", "ops", "training")
 
-__all__ = ["models", *_MODULES, *_PUBLIC]  # noqa: PLE0604 - the tables above are the one list of names
+__all__ = ["models", *_MODULES, *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,24 +34,62 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command("train a classifier: any timm model, cures and diversity losses", "deepvit.training.run:train", "deepvit.training.run:show",
-                     config="deepvit.training.config:TrainConfig"),
-    "evaluate": Command("top-1, top-5 and loss of a run on a data set", "deepvit.training.inference:evaluate",
-                        "deepvit.training.inference:show_evaluation",                         (("run", None),)),
-    "predict": Command("labels of photographs, with probabilities", "deepvit.training.inference:predict",
-                       "deepvit.training.inference:show_predictions",                        (("run", None), ("images", "+"))),
-    "diagnose": Command("collapse report of any ViT", "deepvit.loading:diagnose", "deepvit.loading:show_diagnosis", (("model", None),)),
-    "compare": Command("runs side by side: accuracy, cost, collapse, curves", "deepvit.experiments.compare:compare",
-                       "deepvit.experiments.compare:show",                        (("runs", "+"),)),
-    "study": Command("depths x methods x seeds: table, figure and report", "deepvit.experiments.study:study",
-                     "deepvit.experiments.study:show",                      (("recipe", None),), config="deepvit.experiments.grid:StudyConfig"),
-    "convert": Command("official checkpoints to safetensors", "deepvit.models:convert", "deepvit.loading:show_conversion",
-                       (("src", None), ("dst", None))),
-    "benchmark": Command("speed and memory against the peers", "deepvit.benchmarking.run:benchmark",
-                         "deepvit.benchmarking.run:show", (("suite", None),)),
-    "list": Command("models, cures, recipes or data that there are", "deepvit.experiments.listing:listing",
-                    "deepvit.experiments.listing:show",                     (("what", None),)),
-}  # fmt: skip
+    "train": Command(
+        "train a classifier: any timm model, cures and diversity losses",
+        "deepvit.training.run:train",
+        "deepvit.training.run:show",
+        config="deepvit.training.config:TrainConfig",
+    ),
+    "evaluate": Command(
+        "top-1, top-5 and loss of a run on a data set",
+        "deepvit.training.inference:evaluate",
+        "deepvit.training.inference:show_evaluation",
+        (("run", None),),
+    ),
+    "predict": Command(
+        "labels of photographs, with probabilities",
+        "deepvit.training.inference:predict",
+        "deepvit.training.inference:show_predictions",
+        (("run", None), ("images", "+")),
+    ),
+    "diagnose": Command(
+        "collapse report of any Vision Transformer",
+        "deepvit.loading:diagnose",
+        "deepvit.loading:show_diagnosis",
+        (("model", None),),
+    ),
+    "compare": Command(
+        "runs side by side: accuracy, cost, collapse, curves",
+        "deepvit.experiments.compare:compare",
+        "deepvit.experiments.compare:show",
+        (("runs", "+"),),
+    ),
+    "study": Command(
+        "depths x methods x seeds: table, figure and report",
+        "deepvit.experiments.study:study",
+        "deepvit.experiments.study:show",
+        (("recipe", None),),
+        config="deepvit.experiments.grid:StudyConfig",
+    ),
+    "convert": Command(
+        "official checkpoints to safetensors",
+        "deepvit.models:convert",
+        "deepvit.loading:show_conversion",
+        (("src", None), ("dst", None)),
+    ),
+    "benchmark": Command(
+        "speed and memory against the peers",
+        "deepvit.benchmarking.run:benchmark",
+        "deepvit.benchmarking.run:show",
+        (("suite", None),),
+    ),
+    "list": Command(
+        "models, cures, recipes or data that there are",
+        "deepvit.experiments.listing:listing",
+        "deepvit.experiments.listing:show",
+        (("what", None),),
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +125,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def overview() -> str:
     """The commands, one a line."""
-    lines = ["usage: deepvit COMMAND ...", "", "Train Vision Transformers deep: see attention collapse, cure it, prove it.", ""]
+    lines = [
+        "usage: deepvit COMMAND ...",
+        "",
+        "Train Vision Transformers deep: see attention collapse, cure it, prove it.",
+        "",
+    ]
     lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
     lines += ["", "deepvit COMMAND --help shows the options; deepvit train --data digits needs nothing else."]
     return "\n".join(lines)
@@ -103,12 +146,15 @@ def run(name: str, arguments: list[str]) -> None:
         load(command.show)(load(command.function)(**values))
         return
     first: list[str] = []
-    if command.positional and not {"-h", "--help"} & set(arguments):  # a recipe: the options that all others replace
+    # A recipe comes first: a file of options, which those on the command line replace.
+    if command.positional and not {"-h", "--help"} & set(arguments):
         if not arguments or arguments[0].startswith("-"):
-            raise UserError(f"name a {command.positional[0][0]} first: deepvit {name} quickstart (deepvit list recipes)")
+            what = command.positional[0][0]
+            raise UserError(f"name a {what} first: deepvit {name} quickstart (deepvit list {what}s)")
         first, arguments = [arguments[0]], ["--config", *arguments]
     parsed = parser.instantiate(parser.parse_args(normalise(arguments, kinds)))
-    config = load(command.config)(**{f.name: parsed[f.name] for f in dataclasses.fields(load(command.config))})  # type: ignore[arg-type]
+    schema: Any = load(command.config)
+    config = schema(**{f.name: parsed[f.name] for f in dataclasses.fields(schema)})
     load(command.show)(load(command.function)(*first, config=config))
 
 
@@ -132,6 +178,7 @@ def build_parser(name: str, command: Command) -> tuple[Any, dict[str, str]]:
     shown = " ".join(f"{a.upper()}{' ...' if nargs else ''}" for a, nargs in command.positional)
     parser = OneLineParser(
         prog=f"deepvit {name}",
+        allow_abbrev=False,  # --epoch for --epochs would read well in one version and be another option in the next
         usage=f"deepvit {name} {shown}{' ' if shown else ''}[options]",
         description=command.help[0].upper() + command.help[1:] + ".",
     )
@@ -146,11 +193,11 @@ def build_parser(name: str, command: Command) -> tuple[Any, dict[str, str]]:
     else:
         parser.add_function_arguments(source, skip=positional, as_group=False)
     known: set[str] = {o.lstrip("-") for a in parser._actions for o in a.option_strings if o.startswith("--")}
-    kinds = {}
+    kinds: dict[str, str] = {}
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
         kind = "switch" if hint is bool else "list" if typing.get_origin(hint) is list else ""
-        kinds |= {option: kind for option in action.option_strings}
+        kinds |= dict.fromkeys(action.option_strings, kind)
     return parser, kinds
 
 
@@ -178,7 +225,9 @@ def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
             words.append(token)
             continue
         option, equals, value = token.partition("=")
-        option = re.sub(r"^--((?:train\.)?)model\.", r"--\1model_args.", option.replace("-", "_").replace("__", "--", 1))
+        option = re.sub(
+            r"^--((?:train\.)?)model\.", r"--\1model_args.", option.replace("-", "_").replace("__", "--", 1)
+        )
         words += [option, value] if equals else [option]
     result: list[str] = []
     while words:
@@ -211,7 +260,9 @@ def explain(message: str, known: set[str]) -> str:
     if unknown:
         option = unknown.group(1)
         near = difflib.get_close_matches(option.lstrip("-"), known, n=2, cutoff=0.5)
-        return f"unknown option {option}" + (f"; did you mean {' or '.join('--' + n for n in near)}?" if near else "")
+        return f"unknown option {option}" + (
+            f"; did you mean {' or '.join('--' + n for n in near)}?" if near else ""
+        )
     return one_line(message)
 
 

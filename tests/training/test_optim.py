@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import timm
 import torch
@@ -43,7 +45,7 @@ def test_schedule_warms_up_and_ends_at_the_minimum() -> None:
         schedule.step_update(step)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[0] == pytest.approx(1e-6)
-    assert all(a < b for a, b in zip(rates[:5], rates[1:6], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:6]))
     assert max(rates) > 0.98
     assert rates[50] == pytest.approx(0.505, abs=0.01)  # half way down the cosine
     assert rates[100:] == [pytest.approx(0.01)] * 20

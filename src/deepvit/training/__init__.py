@@ -8,4 +8,14 @@ from deepvit.training.module import Classifier
 from deepvit.training.objective import Objective
 from deepvit.training.run import train
 
-__all__ = ["Classifier", "Objective", "Run", "TrainConfig", "evaluate", "load_deployed", "predict", "read_run", "train"]
+__all__ = [
+    "Classifier",
+    "Objective",
+    "Run",
+    "TrainConfig",
+    "evaluate",
+    "load_deployed",
+    "predict",
+    "read_run",
+    "train",
+]

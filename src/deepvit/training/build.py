@@ -59,7 +59,9 @@ def takes(name: str, argument: str) -> bool:
     return argument in inspect.signature(type(model).__init__).parameters
 
 
-def build_model(config: TrainConfig, class_names: list[str], native_size: int | None) -> tuple[nn.Module, ModelCard]:
+def build_model(
+    config: TrainConfig, class_names: list[str], native_size: int | None
+) -> tuple[nn.Module, ModelCard]:
     """Build the network of a run: timm's model, weights, cures; and the card that rebuilds it.
 
     Raises:
@@ -74,7 +76,9 @@ def build_model(config: TrainConfig, class_names: list[str], native_size: int | 
     if config.weights is not None and (Path(config.weights) / "model.json").exists():
         model, old = load_deployed(config.weights)
         if old.arch != config.model and config.model != TrainConfig.model:
-            raise UserError(f"--weights {config.weights} holds {old.arch}, not {config.model}: leave out --model")
+            raise UserError(
+                f"--weights {config.weights} holds {old.arch}, not {config.model}: leave out --model"
+            )
         arch, arguments, present = old.arch, {**old.model_args}, old.cures
         if old.class_names != class_names:
             model.reset_classifier(count)  # type: ignore[operator]
@@ -88,8 +92,16 @@ def build_model(config: TrainConfig, class_names: list[str], native_size: int | 
             state = models.load_state(config.weights)
             models.load_weights(model, state, source=config.weights, name=arch, reset_classifier=True)
     if config.cures:
+        # Without weights to keep there is nothing to leave unchanged: the source's own initial values train best.
+        start = {"init": "paper"} if config.weights is None else {}
+        start = start if config.cure_init == "auto" else {"init": config.cure_init}
         model = cures.apply(
-            model, config.cures, blocks=config.cure_blocks, report=config.cure_report, options=config.cure_args
+            model,
+            config.cures,
+            blocks=config.cure_blocks,
+            report=config.cure_report,
+            options=config.cure_args,
+            **start,
         )
         present = list(model.deepvit_cures)  # type: ignore[arg-type]
     elif config.cure_args or config.cure_report:

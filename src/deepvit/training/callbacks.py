@@ -39,7 +39,9 @@ class Progressing(Callback):
         )  # fmt: skip
         total = (trainer.max_epochs or 1) * int(trainer.num_training_batches)
         done = trainer.current_epoch * int(trainer.num_training_batches)
-        self.task = self.bar.add_task("train", total=total, completed=done, state="", epoch=self._epoch(trainer))
+        self.task = self.bar.add_task(
+            "train", total=total, completed=done, state="", epoch=self._epoch(trainer)
+        )
         self.bar.start()
 
     def _epoch(self, trainer: lightning.Trainer) -> str:
@@ -122,7 +124,9 @@ class RunLog(Callback):
             self._terms[name][1] += count
         if means:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._log(trainer, {f"train/{k}": v for k, v in means.items()} | {"lr": rate}, trainer.global_step)
+            self._log(
+                trainer, {f"train/{k}": v for k, v in means.items()} | {"lr": rate}, trainer.global_step
+            )
 
     def _log(self, trainer: lightning.Trainer, values: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:
@@ -142,7 +146,9 @@ class RunLog(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
         """Write the row of the epoch (the file whole, by renaming)."""
         self._read(trainer, module)
-        images = int(trainer.num_training_batches) * module.images_per_step // max(module.config.accumulate, 1)
+        images = (
+            int(trainer.num_training_batches) * module.images_per_step // max(module.config.accumulate, 1)
+        )
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -180,7 +186,9 @@ class BestWeights(Callback):
             self.best = value
             if trainer.is_global_zero:
                 with atomic_path(self.path) as temporary:
-                    save_file({k: v.contiguous().cpu() for k, v in module.evaluated.state_dict().items()}, temporary)
+                    save_file(
+                        {k: v.contiguous().cpu() for k, v in module.evaluated.state_dict().items()}, temporary
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far goes into the checkpoint."""

@@ -34,6 +34,9 @@ class TrainConfig:
     """Cures put into the model, by name, comma separated (`deepvit list cures`)."""
     cure_blocks: str = "all"
     """Blocks that the cures go into: all, first:N, last:N, 5-11, or auto (with --cure_report)."""
+    cure_init: Literal["auto", "identity", "paper"] = "auto"
+    """Start of the cures: paper (the source's own initial values) or identity (the network's function unchanged); auto is
+    identity where there are --weights to keep, else paper."""
     cure_args: dict[str, Any] = field(default_factory=dict)
     """Options of the cures, as --cure_args.NAME '{"option": value}'."""
     cure_report: str | None = None
@@ -114,7 +117,12 @@ class TrainConfig:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name, optional_least in (("max_train_images", 1), ("max_val_images", 1), ("warmup_steps", 0), ("workers", 0)):
+        for name, optional_least in (
+            ("max_train_images", 1),
+            ("max_val_images", 1),
+            ("warmup_steps", 0),
+            ("workers", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < optional_least:
                 raise UserError(f"{name}={value} must be at least {optional_least}")
@@ -150,7 +158,10 @@ class TrainConfig:
             for key in options["augment"]:
                 if key not in known:
                     raise UserError(f"no augmentation option is called {key!r}; there are {', '.join(known)}")
-            options["augment"] = AugmentConfig(**options["augment"])
+            values = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in options["augment"].items()
+            }  # YAML has lists
+            options["augment"] = AugmentConfig(**values)
         return cls(**options)
 
     @classmethod
@@ -168,7 +179,7 @@ class TrainConfig:
         """Every option as YAML, in the order of this class: the run can be repeated from it."""
         values = dataclasses.asdict(self)
         values["resume"] = values["overwrite"] = False  # a record of the run, not of how it was started
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def check_continues(self, stored: TrainConfig) -> None:
         """Refuse to continue ``stored`` with options that would make it another run.

@@ -60,8 +60,14 @@ def read_card(run: str | Path) -> ModelCard:
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
     if not path.exists() or not (folder / "model.safetensors").exists():
-        hint = f"finish it by: deepvit train --resume --out {folder}" if (folder / "config.yaml").exists() else ""
-        raise UserError(f"{folder} holds no finished run (model.json and model.safetensors){'; ' + hint if hint else ''}")
+        hint = (
+            f"finish it by: deepvit train --resume --out {folder}"
+            if (folder / "config.yaml").exists()
+            else ""
+        )
+        raise UserError(
+            f"{folder} holds no finished run (model.json and model.safetensors){'; ' + hint if hint else ''}"
+        )
     try:
         values = json.loads(path.read_text())
         card = ModelCard(**values)

@@ -52,7 +52,9 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; a folder is wanted")
-    present = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")} if out.is_dir() else set()
+    present = (
+        {entry.name for entry in out.iterdir() if not entry.name.startswith(".")} if out.is_dir() else set()
+    )
     if not present:
         return
     if present - _OURS:
@@ -82,8 +84,17 @@ def hardware() -> dict[str, Any]:
             if line.startswith("model name"):
                 processor = line.split(":", 1)[1].strip()
                 break
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "accelerators": gpus}
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": gpus,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -115,7 +126,9 @@ def read_run(path: str | Path) -> Run:
         raise UserError(f"there is no run folder {folder}")
     if not file.exists():
         if (folder / "config.yaml").exists():
-            raise UserError(f"the run in {folder} has not ended: go on with it by deepvit train --resume --out {folder}")
+            raise UserError(
+                f"the run in {folder} has not ended: go on with it by deepvit train --resume --out {folder}"
+            )
         raise UserError(f"{folder} is not a run folder (no run.json)")
     try:
         info = json.loads(file.read_text())

@@ -112,7 +112,9 @@ def class_index(card: ModelCard, name: str, spec: str) -> int:
         UserError: the model was not trained on that class.
     """
     if name not in card.class_names:
-        raise UserError(f"class {name!r} of {spec} is not one of the {card.num_classes} classes that the run was trained on")
+        raise UserError(
+            f"class {name!r} of {spec} is not one of the {card.num_classes} classes that the run was trained on"
+        )
     return card.class_names.index(name)
 
 
@@ -145,7 +147,9 @@ def predict(
     size = (fields.pop("img_size"),) * 2
     transform = eval_transform(size, **fields)
     where = next(model.parameters()).device
-    pictures = [read_image(path) for path in images]  # all are read first: a bad name should not end half a listing
+    pictures = [
+        read_image(path) for path in images
+    ]  # all are read first: a bad name should not end half a listing
     result = []
     with torch.inference_mode():
         for path, picture in zip(images, pictures, strict=True):
@@ -196,4 +200,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
 def show_predictions(result: list[dict[str, Any]]) -> None:
     """Print one line an image."""
     for row in result:
-        print(row["image"] + ": " + ", ".join(f"{x['label']} {100 * x['probability']:.1f}%" for x in row["labels"]))
+        print(
+            row["image"]
+            + ": "
+            + ", ".join(f"{x['label']} {100 * x['probability']:.1f}%" for x in row["labels"])
+        )

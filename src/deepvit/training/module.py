@@ -19,7 +19,7 @@ from deepvit.training.objective import Objective
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The loss is no longer finite; the text names every term."""
 
 
@@ -78,6 +78,7 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch → the total loss; terms are summed on the device and read every ``log_every`` steps."""
         images, targets = batch[0], batch[1]
+        total: Tensor
         total, terms = self.objective(self._forward[0], images, targets)
         # Reading a value waits for the device: on the CPU it is free, elsewhere it is done with the logging.
         if total.device.type == "cpu" or self.global_step % self.config.log_every == 0:
@@ -92,11 +93,11 @@ class Classifier(lightning.LightningModule):
         """Stop before the update when the total loss is not finite, naming each term.
 
         Raises:
-            Diverged: with every term's value and what usually helps.
+            DivergedError: with every term's value and what usually helps.
         """
         if not torch.isfinite(total):
             values = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in terms.items())
-            raise Diverged(
+            raise DivergedError(
                 f"the loss is not finite at epoch {self.current_epoch + 1}, step {self.global_step} ({values}): "
                 "lower --lr, lengthen --warmup_steps, or use --precision 32"
             )
@@ -117,7 +118,9 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW and the cosine schedule, stepped once an optimizer step."""
         extra = self.objective if any(True for _ in self.objective.parameters()) else None
-        optimizer = build_optimizer(self.model, extra, self.config, peak_lr(self.config, self.images_per_step))
+        optimizer = build_optimizer(
+            self.model, extra, self.config, peak_lr(self.config, self.images_per_step)
+        )
         schedule = build_schedule(optimizer, self.config, self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -49,7 +49,9 @@ class Objective(nn.Module):
             except TypeError as error:
                 raise UserError(f"loss_args: {str(error).removeprefix('Diversity.__init__() ')}") from None
         elif options:
-            raise UserError("loss_args is given but no loss has a weight: add for example --losses.patch_cosine 1")
+            raise UserError(
+                "loss_args is given but no loss has a weight: add for example --losses.patch_cosine 1"
+            )
 
     def forward(
         self, network: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
@@ -103,7 +105,9 @@ def patch_mix(model: nn.Module, num_classes: int, img_size: int, augment: Augmen
         raise UserError(f"patch_mixing needs the size of a patch, which {type(model).__name__} does not say")
     side = int(info[-1]["reduction"])
     if img_size % side:
-        raise UserError(f"patch_mixing: patches of {side} pixels do not divide images of {img_size}: change --model.img_size")
+        raise UserError(
+            f"patch_mixing: patches of {side} pixels do not divide images of {img_size}: change --model.img_size"
+        )
     return PatchMix(
         side,
         num_classes,

@@ -13,7 +13,14 @@ from deepvit.errors import UserError
 from deepvit.training.config import TrainConfig
 
 # Tokens and tables that some models of timm exempt from weight decay and others do not.
-_NO_DECAY_NAMES = {"cls_token", "reg_token", "dist_token", "mask_token", "pos_embed", "relative_position_bias_table"}
+_NO_DECAY_NAMES = {
+    "cls_token",
+    "reg_token",
+    "dist_token",
+    "mask_token",
+    "pos_embed",
+    "relative_position_bias_table",
+}
 
 
 def peak_lr(config: TrainConfig, images_per_step: int) -> float:
@@ -35,7 +42,9 @@ def warmup_steps(config: TrainConfig, total_steps: int) -> int:
     return min(asked, max(total_steps - 1, 0))
 
 
-def build_optimizer(model: nn.Module, extra: nn.Module | None, config: TrainConfig, lr: float) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, extra: nn.Module | None, config: TrainConfig, lr: float
+) -> torch.optim.AdamW:
     """AdamW in timm's groups: no decay on norms, biases, tokens and tables; layer-wise decay if asked.
 
     Args:
@@ -53,7 +62,9 @@ def build_optimizer(model: nn.Module, extra: nn.Module | None, config: TrainConf
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
     else:
         if not hasattr(model, "group_matcher"):
-            raise UserError(f"layer_decay needs a model with layer groups, which {type(model).__name__} lacks")
+            raise UserError(
+                f"layer_decay needs a model with layer groups, which {type(model).__name__} lacks"
+            )
         groups = param_groups_layer_decay(model, config.weight_decay, exempt, layer_decay=config.layer_decay)
     if extra is not None:
         groups += param_groups_weight_decay(extra, config.weight_decay)
@@ -63,7 +74,9 @@ def build_optimizer(model: nn.Module, extra: nn.Module | None, config: TrainConf
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=fused)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> CosineLRScheduler:
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+) -> CosineLRScheduler:
     """Linear warm-up from 1e-6, cosine to ``min_lr`` at the end of ``epochs``, then constant (cool-down).
 
     The result is timm's scheduler: ``step_update(number of steps done)`` sets the rate of the next step and

@@ -47,7 +47,7 @@ def train(config: TrainConfig | None = None, **options: Any) -> Run:
         UserError: a mistake in the options, the data or the folder, in one line.
     """
     if config is not None:
-        options = {**{k: v for k, v in vars(config).items()}, **options}
+        options = {**vars(config), **options}
     config = TrainConfig.from_options(options)
     out = Path(config.out or default_out(config))
     check_folder(out, resume=config.resume, overwrite=config.overwrite)
@@ -72,7 +72,12 @@ def _train(config: TrainConfig, out: Path) -> Run:
     data = open_data(config.data)  # its own split, whatever the seed of the run: runs stay comparable
     classes = len(data.class_names)
     model, card = build_model(config, data.class_names, native_size(data))
-    options = {"workers": config.workers, "seed": config.seed, "progress": config.progress, **input_options(card)}
+    options = {
+        "workers": config.workers,
+        "seed": config.seed,
+        "progress": config.progress,
+        **input_options(card),
+    }
     options |= {"max_train_images": config.max_train_images, "max_val_images": config.max_val_images}
     images = ImageDataModule(data, batch_size=config.batch_size, augment=config.augment, **options)
     smoothing, mix = images.label_smoothing, None
@@ -120,6 +125,10 @@ def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, Ru
     callbacks: list[Callback] = [progress, log]
     if config.keep == "best":
         callbacks.append(BestWeights(out / "checkpoints" / "best.safetensors"))
+    if config.monitor_every:
+        from deepvit.diagnostics import CollapseMonitor
+
+        callbacks.append(CollapseMonitor(every_n_steps=config.monitor_every))
     callbacks.append(
         ModelCheckpoint(
             out / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False,
@@ -154,7 +163,9 @@ def parse_devices(devices: str) -> tuple[str, Any]:
     if not all(part.strip().isdigit() for part in parts):
         raise UserError(f"devices={devices!r} must be auto, cpu, a number of accelerators, or indices as 0,1")
     if not torch.cuda.is_available():
-        raise UserError(f"devices={devices!r} asks for accelerators, and torch sees none: use --devices cpu or auto")
+        raise UserError(
+            f"devices={devices!r} asks for accelerators, and torch sees none: use --devices cpu or auto"
+        )
     chosen: Any = [int(p) for p in parts] if "," in devices else int(devices)
     count = max(chosen) + 1 if isinstance(chosen, list) else chosen
     if not 0 < count <= torch.cuda.device_count():
@@ -179,7 +190,12 @@ def steps_of(data: ImageDataModule, trainer: lightning.Trainer, config: TrainCon
 
 
 def announce(
-    config: TrainConfig, out: Path, model: torch.nn.Module, card: ModelCard, data: ImageDataModule, trainer: Any
+    config: TrainConfig,
+    out: Path,
+    model: torch.nn.Module,
+    card: ModelCard,
+    data: ImageDataModule,
+    trainer: Any,
 ) -> None:
     """Say in one paragraph what is about to be trained, sizes chosen for the user included."""
     if not (config.progress and trainer.is_global_zero):
@@ -195,7 +211,9 @@ def announce(
     Console(stderr=True).print(f"{text}\nrun folder: {out}", highlight=False, markup=False)
 
 
-def fit(trainer: lightning.Trainer, module: Classifier, data: ImageDataModule, checkpoint: Path | None, out: Path) -> None:
+def fit(
+    trainer: lightning.Trainer, module: Classifier, data: ImageDataModule, checkpoint: Path | None, out: Path
+) -> None:
     """Train; Ctrl-C and SIGTERM end with the command that goes on.
 
     Raises:

@@ -1,0 +1,91 @@
+"""The figure of a study: accuracy by method (over depth, where there are several) and similarity block by block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deepvit.experiments.rows import measurements
+from deepvit.files import atomic_path
+
+# Okabe and Ito's colours, which people with any colour vision tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+MARKS = "osD^vP*X"
+
+
+def draw_study(result: dict[str, Any], out: Path) -> None:
+    """Write ``figure.png`` and ``figure.svg`` into ``out``; a study without any finished run gives none."""
+    groups = [g for g in result["groups"] if g["top1"] is not None]
+    if not groups:
+        return
+    methods = list(dict.fromkeys(g["method"] for g in groups))
+    figure = Figure(figsize=(10, 4 + 0.12 * max(0, len(methods) - 6)), layout="constrained")
+    accuracy, similarity = figure.subplots(1, 2)
+    draw_accuracy(accuracy, groups, methods)
+    draw_similarity(similarity, result, methods, out)
+    if len(methods) > 1:
+        similarity.legend(frameon=False, fontsize=8)
+    for suffix in ("png", "svg"):
+        with atomic_path(out / f"figure.{suffix}") as temporary:
+            figure.savefig(temporary, dpi=160)
+
+
+def draw_accuracy(axes: Axes, groups: list[dict[str, Any]], methods: list[str]) -> None:
+    """Accuracy over depth as lines, or one mark a method; bars are the standard deviation over seeds."""
+    several = len({g["depth"] for g in groups}) > 1
+    for index, method in enumerate(methods):
+        own = [g for g in groups if g["method"] == method]
+        style: dict[str, Any] = {
+            "color": COLOURS[index % 8],
+            "marker": MARKS[index % 8],
+            "capsize": 3,
+            "label": method,
+        }
+        means, deviations = [g["top1"]["mean"] for g in own], [g["top1"]["std"] for g in own]
+        if several:
+            axes.errorbar([g["depth"] for g in own], means, yerr=deviations, **style)
+        else:
+            axes.errorbar(means, [index], xerr=deviations, linestyle="none", **style)
+    if several:
+        axes.set_xlabel("blocks")
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_xticks(sorted({g["depth"] for g in groups}))
+        axes.legend(frameon=False, fontsize=8)
+    else:
+        axes.set_yticks(range(len(methods)), methods)
+        axes.invert_yaxis()
+        axes.set_xlabel("test accuracy (%)")
+        axes.margins(y=0.2)
+    runs = max(g["top1"]["runs"] for g in groups)
+    axes.set_title(f"accuracy, mean of {runs} seed{'s' if runs > 1 else ''}", fontsize=10)
+    axes.grid(alpha=0.25)
+
+
+def draw_similarity(axes: Axes, result: dict[str, Any], methods: list[str], out: Path) -> None:
+    """Similarity of each block's attention maps with the block before, of the first seed at the largest depth."""
+    deepest = max((g["depth"] or 0) for g in result["groups"]) or None
+    for index, method in enumerate(methods):
+        runs = [
+            r
+            for r in result["runs"]
+            if r["method"] == method
+            and r["depth"] == deepest
+            and r["seed"] == result["seeds"][0]
+            and "diverged" not in r
+        ]
+        found = measurements(out / "runs" / runs[0]["run"]) if runs else None
+        if found is None or "attention_similarity" not in found.series:
+            continue
+        points = [(i, v) for i, v in enumerate(found.series["attention_similarity"].values) if v is not None]
+        axes.plot(
+            [i for i, _ in points], [v for _, v in points], color=COLOURS[index % 8], marker=MARKS[index % 8],
+            markersize=4, label=method,
+        )  # fmt: skip
+    axes.axhline(0.9, color="#888888", linewidth=0.8, linestyle="--")
+    axes.set_ylim(-0.25, 1.05)
+    axes.set_xlabel("block")
+    axes.set_title("attention similarity with the block before (0.9: a similar block)", fontsize=10)
+    axes.grid(alpha=0.25)

@@ -1,0 +1,86 @@
+"""``deepvit list``: models, cures, recipes and data that there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from deepvit import cures, data, models, recipes
+from deepvit.errors import UserError
+
+KINDS = ("models", "cures", "recipes", "data")
+
+
+@dataclass
+class Listing:
+    """Headings and rows of a list, and a line to go below it."""
+
+    headings: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def listing(what: str, pattern: str = "") -> Listing:
+    """List what there is.
+
+    Args:
+        what: models, cures, recipes or data.
+        pattern: only entries whose name contains this text; for models it searches timm's too.
+
+    Raises:
+        UserError: another word.
+    """
+    if what not in KINDS:
+        raise UserError(f"nothing is listed as {what!r}: there are {', '.join(KINDS)}")
+    if what == "models":
+        found = list_models(pattern)
+    elif what == "cures":
+        found = of_dicts(cures.table())
+    elif what == "data":
+        found = of_dicts(data.table())
+    else:
+        names = [name for name in recipes.names() if pattern in name]
+        found = Listing(
+            ["recipe", "what", "result"],
+            [
+                [n, recipes.header(n).get("what", ""), recipes.header(n).get("result", "not run")]
+                for n in names
+            ],
+            "a study: deepvit study RECIPE; a single run: deepvit train --config RECIPE",
+        )
+    if what in ("cures", "data"):
+        found.rows = [row for row in found.rows if pattern in row[0]]
+    return found
+
+
+def list_models(pattern: str) -> Listing:
+    """Our models; with a pattern, every model of timm whose name contains it."""
+    import timm
+
+    own = models.table()
+    if not pattern:
+        listed = of_dicts(own)
+        listed.note = (
+            f"and {len(timm.list_models()) - len(own)} models of timm: deepvit list models --pattern TEXT"
+        )
+        return listed
+    names = [name for name in timm.list_models() if pattern in name]
+    return Listing(["model"], [[name] for name in names], f"{len(names)} models contain {pattern!r}")
+
+
+def of_dicts(rows: list[dict[str, str]]) -> Listing:
+    """Rows of one shape as a listing."""
+    return Listing(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
+def show(found: Listing) -> None:
+    """Print the list."""
+    console = Console()
+    table = Table(*found.headings, show_lines=len(found.headings) > 3)
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table)
+    if found.note:
+        console.print(found.note, highlight=False, markup=False)

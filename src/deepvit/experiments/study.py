@@ -1,0 +1,264 @@
+"""``deepvit study``: depths × methods × seeds, one run after the other, resumable, ending in table, figure and report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from deepvit import recipes
+from deepvit.diagnostics.report import compare_reports
+from deepvit.errors import UserError
+from deepvit.experiments.figure import draw_study
+from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
+from deepvit.experiments.rows import COLUMNS, curves_of, markdown, measurements, row_of, spread, written
+from deepvit.files import write_atomic, write_json
+from deepvit.training.callbacks import clock
+from deepvit.training.config import TrainConfig
+from deepvit.training.folder import hardware, read_run, versions
+from deepvit.training.module import DivergedError
+from deepvit.training.run import train
+
+_EXTENDED = (
+    "depths",
+    "methods",
+    "seeds",
+    "out",
+    "overwrite",
+    "title",
+)  # growing these keeps the runs that are done
+
+
+def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dict[str, Any]:
+    """Run a study and write ``study.json``, ``table.md``, ``table.csv``, ``figure.png`` and ``report.html``.
+
+    Runs that are done are skipped, one that was interrupted is resumed; a run whose loss diverges is a result
+    too and is recorded as such.
+
+    Args:
+        recipe: name of a shipped recipe (``deepvit list recipes``) or a YAML file.
+        config: all options at once, instead of the recipe's file.
+        **options: fields of :class:`StudyConfig`, replacing the recipe's; ``train`` holds fields of ``TrainConfig``.
+
+    Returns:
+        what ``study.json`` holds: every run, and mean and spread by method and depth.
+
+    Raises:
+        UserError: a mistake in the options, or a folder that holds a study with other options.
+    """
+    if config is None:
+        config = StudyConfig.from_yaml(recipes.find(recipe), **options)
+    out = Path(config.out)
+    prepare(config, out)
+    grid = cells(config)
+    done: dict[Cell, dict[str, Any]] = {}
+    started, trained = time.time(), 0
+    for number, cell in enumerate(grid):
+        if config.train.progress:
+            left = ""
+            if trained:
+                left = f", about {clock((time.time() - started) / trained * (len(grid) - number))} left"
+            print(f"run {number + 1} of {len(grid)}: {cell.label}{left}", file=sys.stderr, flush=True)
+        entry, fresh = run_cell(config, cell)
+        done[cell] = entry
+        trained += fresh
+        # After every run: an interrupted study leaves the table of what it has.
+        result = summarise(config, recipe, done, time.time() - started)
+        write_tables(result, out)
+    draw_study(result, out)
+    write_report(config, done, out, result)
+    return result
+
+
+def prepare(config: StudyConfig, out: Path) -> None:
+    """Check every run's options and the folder, then write ``study.yaml``.
+
+    Raises:
+        UserError: the folder holds a study with other options, or something else.
+    """
+    for cell in cells(config):
+        config_of(config, cell)
+    plain = yaml.safe_load(yaml.safe_dump(asdict(config)))  # as the file has it: tuples are lists there
+    path = out / "study.yaml"
+    if path.exists():
+        stored = yaml.safe_load(path.read_text())
+        for name, value in plain.items():
+            if (
+                name not in _EXTENDED
+                and stored.get(name) != value
+                and not _same_but_shown(stored.get(name), value)
+            ):
+                if config.overwrite:
+                    shutil.rmtree(out / "runs", ignore_errors=True)
+                    break
+                raise UserError(
+                    f"{out} holds a study with another {name}: give another --out, or --overwrite"
+                )
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds something that is not a study: give another folder with --out")
+    write_atomic(path, yaml.safe_dump({**plain, "overwrite": False}, sort_keys=False, allow_unicode=True))
+
+
+def _same_but_shown(stored: Any, value: Any) -> bool:
+    """Whether two sets of training options differ only in what does not touch the weights."""
+    shown = ("progress", "workers", "devices", "log_every", "out")
+    if not isinstance(stored, dict) or not isinstance(value, dict):
+        return False
+    return {k: v for k, v in stored.items() if k not in shown} == {
+        k: v for k, v in value.items() if k not in shown
+    }
+
+
+def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
+    """Do one run, or read it if it is done; returns its entry and whether it was trained now."""
+    options = config_of(config, cell)
+    folder = Path(str(options.out))
+    entry: dict[str, Any] = {
+        "method": cell.method,
+        "depth": cell.depth,
+        "seed": cell.seed,
+        "run": folder.name,
+    }
+    if (folder / "diverged.txt").exists():
+        return {**entry, "diverged": (folder / "diverged.txt").read_text()}, False
+    fresh = not (folder / "run.json").exists()
+    if fresh:
+        values = {**vars(options)}
+        values["resume"] = (folder / "config.yaml").exists()
+        try:
+            train(TrainConfig.from_options(values))
+        except DivergedError as error:
+            write_atomic(folder / "diverged.txt", str(error))
+            return {**entry, "diverged": str(error)}, True
+    run = read_run(folder)
+    return {**entry, **row_of(run), "epochs": run.result["epochs"]}, fresh
+
+
+def summarise(
+    config: StudyConfig, recipe: str, done: dict[Cell, dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """Every run, and mean and spread over seeds by method and depth."""
+    groups = []
+    depths: list[int | None] = [*config.depths] if config.depths else [None]
+    for depth in depths:
+        for method in config.methods:
+            entries = [e for c, e in done.items() if c.method == method and c.depth == depth]
+            if not entries:
+                continue
+            trained = [e for e in entries if "diverged" not in e]
+            group: dict[str, Any] = {
+                "method": method,
+                "depth": depth,
+                "diverged": len(entries) - len(trained),
+            }
+            for column in COLUMNS:
+                values = [e[column] for e in trained if e[column] is not None]
+                group[column] = spread(values) if values else None
+            groups.append(group)
+    return {
+        "format": "deepvit-study/1",
+        "recipe": Path(recipe).stem if recipe.endswith(".yaml") else recipe,
+        "title": config.title,
+        "data": config.train.data,
+        "epochs": config.train.epochs,
+        "seeds": config.seeds,
+        "seconds": seconds,
+        "versions": versions(),
+        "hardware": hardware(),
+        "groups": groups,
+        "runs": list(done.values()),
+        "out": str(config.out),
+    }
+
+
+def table_of(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the study's table; no value of one run gets a spread."""
+    depths = len({g["depth"] for g in result["groups"]}) > 1
+    headings = ["method", *(["blocks"] if depths else []), *(heading for heading, _ in COLUMNS.values())]
+    rows = []
+    for group in result["groups"]:
+        row = [group["method"], *([str(group["depth"])] if depths else [])]
+        if group["diverged"]:
+            row[0] += f" ({group['diverged']} diverged)"
+        for column, (_, digits) in COLUMNS.items():
+            cell = group[column]
+            several = cell is not None and cell["runs"] > 1 and column != "parameters"
+            row.append(written(cell and cell["mean"], digits, cell["std"] if several else None))
+        rows.append(row)
+    return headings, rows
+
+
+def write_tables(result: dict[str, Any], out: Path) -> None:
+    """``study.json``, ``table.md`` and ``table.csv`` (one line a run)."""
+    write_json(out / "study.json", result)
+    headings, rows = table_of(result)
+    write_atomic(out / "table.md", markdown(headings, rows))
+    text = io.StringIO(newline="")
+    names = ["method", "depth", "seed", *COLUMNS, "diverged"]
+    writer = csv.DictWriter(text, names, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows(result["runs"])
+    write_atomic(out / "table.csv", text.getvalue())
+
+
+def write_report(
+    config: StudyConfig, done: dict[Cell, dict[str, Any]], out: Path, result: dict[str, Any]
+) -> None:
+    """One HTML with the first seed's run of every method and depth side by side, under the table over all seeds."""
+    chosen: dict[str, Path] = {}
+    for cell, entry in done.items():
+        if cell.seed == config.seeds[0] and "diverged" not in entry:
+            name = (
+                cell.method
+                if cell.depth is None or len(config.depths) < 2
+                else f"{cell.method}, {cell.depth} blocks"
+            )
+            chosen[name] = out / "runs" / cell.label
+    found = {name: m for name, path in chosen.items() if (m := measurements(path)) is not None}
+    if not found:
+        return
+    for name, one in found.items():
+        one.name = name
+    headings, rows = table_of(result)
+    compare_reports(
+        list(found.values()),
+        curves={name: curves_of(path) for name, path in chosen.items()},
+        table=[dict(zip(headings, row, strict=True)) for row in rows],
+        out=out / "report.html",
+        title=config.title or f"Study {result['recipe']}",
+    )
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table and the paths of what was written."""
+    headings, rows = table_of(result)
+    console = Console()
+    if console.width >= sum(max(len(r[i]) for r in [headings, *rows]) + 3 for i in range(len(headings))):
+        from rich.table import Table
+
+        table = Table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:  # narrow terminals: a block of lines for each method instead of a table that wraps inside words
+        for row in rows:
+            console.print(row[0], style="bold", highlight=False)
+            for heading, value in zip(headings[1:], row[1:], strict=True):
+                console.print(f"  {heading:<30} {value}", highlight=False)
+    out = Path(result["out"])
+    for name, what in (
+        ("report.html", "report"),
+        ("figure.png", "figure"),
+        ("table.md", "table"),
+        ("study.json", "all numbers"),
+    ):
+        if (out / name).exists():
+            print(f"{what + ':':<13}{out / name}")
