@@ -158,7 +158,7 @@ class TrainConfig:
             for key in options["augment"]:
                 if key not in known:
                     raise UserError(f"no augmentation option is called {key!r}; there are {', '.join(known)}")
-            values = {
+            values: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in options["augment"].items()
             }  # YAML has lists
             options["augment"] = AugmentConfig(**values)
