@@ -446,3 +446,22 @@ def test_what_is_beside_the_point_is_left_to_the_json():
 )
 def test_numbers_for_reading(value, shown):
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("kinds", "title"),
+    [
+        (["maps_alike", "healthy"], "a collapses, the other does not"),
+        (["healthy", "healthy"], "None of 2 networks collapses"),
+        (["maps_alike", "sharp_maps"], "Both networks collapse"),
+        (["maps_alike", "sharp_maps", "healthy"], "2 of 3 networks collapse"),
+        (["healthy", "untrained_or_uniform", "healthy"], "None of 3 networks collapses; 1 looks untrained"),
+    ],
+)
+def test_the_title_of_a_comparison_says_who_collapses(kinds, title):
+    results = []
+    for name, kind in zip("abc", kinds, strict=False):
+        result = example_measurements(name, depth=2, heads=1, grid=2, images=0)
+        result.verdict.kind, result.verdict.collapsed = kind, kind in ("maps_alike", "sharp_maps")
+        results.append(result)
+    assert f"<h1>{title}</h1>" in compare_html(results).decode()

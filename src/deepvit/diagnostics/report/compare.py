@@ -130,17 +130,20 @@ def distinct_names(results: Sequence[Measurements]) -> list[str]:
 
 def _title(results: Sequence[Measurements]) -> str:
     """What the comparison comes to, in one line: who collapses and who does not."""
-    names = distinct_names(results)
-    fallen = [name for name, result in zip(names, results, strict=True) if result.verdict.collapsed]
     if len(results) == 1:
         return results[0].verdict.headline
+    names = distinct_names(results)
+    fallen = [name for name, result in zip(names, results, strict=True) if result.verdict.collapsed]
+    flat = sum(result.verdict.kind == "untrained_or_uniform" for result in results)
     if not fallen:
-        return f"None of {len(results)} networks collapses"
-    if len(fallen) == len(results):
-        return "Both networks collapse" if len(results) == 2 else f"All {len(results)} networks collapse"
-    if len(fallen) == 1:
-        return f"{fallen[0]} collapses, {'the other does not' if len(results) == 2 else 'the others do not'}"
-    return f"{len(fallen)} of {len(results)} networks collapse"
+        words = f"None of {len(results)} networks collapses"
+    elif len(fallen) == len(results):
+        words = "Both networks collapse" if len(results) == 2 else f"All {len(results)} networks collapse"
+    elif len(fallen) == 1:
+        words = f"{fallen[0]} collapses, {'the other does not' if len(results) == 2 else 'the others do not'}"
+    else:
+        words = f"{len(fallen)} of {len(results)} networks collapse"
+    return words + (f"; {flat} look{'s' if flat == 1 else ''} untrained" if flat else "")
 
 
 def curve_charts(curves: Curves, names: Sequence[str], x_name: str) -> list[dict[str, Any]]:

@@ -38,7 +38,10 @@ function ticks(low, high, wanted) {
     found.push(Math.abs(value) < step * 1e-6 ? 0 : value);
   return found;
 }
-const tickText = (value) => String(Number(value.toPrecision(6))).replace("-", "−");
+function tickText(value) {
+  const small = value !== 0 && Math.abs(value) < 0.001;
+  return (small ? value.toExponential() : String(Number(value.toPrecision(6)))).replaceAll("-", "−");
+}
 
 // One tooltip for the whole page, kept inside the window.
 const tip = {

@@ -142,7 +142,8 @@ function mapViewer(host, models) {
       ...views.map((v) => el("figure", {}, v.canvas, el("figcaption", {}, shown.length > 1 ? el("b", { class: `model-name c${v.model.color}` }, v.model.name) : null, v.note)))),
     ...views.map((v) => el("div", { class: "film-row" }, shown.length > 1 ? el("h4", { class: `c${v.model.color}` }, v.model.name) : null, v.film)));
 
-  const peak = (map) => Math.max(Math.abs(map.low), Math.abs(map.high), 1e-9);
+  // At least twice an even share: the ripples of a near-uniform map must not shine like peaks.
+  const peak = (map) => Math.max(Math.abs(map.low), Math.abs(map.high), 2);
   const queryName = () => lead.images[state.image].queries[state.query].name;
 
   let turn = 0;

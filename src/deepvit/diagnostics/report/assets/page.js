@@ -56,7 +56,7 @@ function start() {
   for (const host of document.querySelectorAll("[data-matrix]")) {
     const [model, key] = host.dataset.matrix.split(":");
     const matrix = models[model].matrices[key];
-    host.append(colorScale(matrix.low));
+    host.append(colorScale(matrix.low, matrix.values.flat().includes(null)));
     matrixChart(host, { ...matrix, size: models.length > 1 ? 420 : 520 });
   }
   for (const host of document.querySelectorAll("[data-curve]")) {

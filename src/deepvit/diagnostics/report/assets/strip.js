@@ -8,7 +8,7 @@ function depthStrip(host, spec, last) {
     "aria-label": `${spec.title}, ${n} blocks from left to right. Arrow keys move over the blocks.`,
   });
   const readout = el("div", { class: "readout", "aria-live": "polite" });
-  host.append(canvas, el("div", { class: "strip-foot" }, readout, last ? colorScale(spec.low) : null));
+  host.append(canvas, el("div", { class: "strip-foot" }, readout, last ? colorScale(spec.low, spec.rows.some((row) => row.values.includes(null))) : null));
   let move = () => {};
 
   function draw(width) {
