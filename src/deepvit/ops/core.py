@@ -11,9 +11,12 @@
     dropout_p   float         dropout on the maps; a backend that has none refuses it in ``why_not``
 
     o  [B, H, N, D]   dtype of v:  o_h = (sum_g theta[h, g] (P_g - 1/N)) v_h,   P_g = softmax(scale q_g k_g^T)
-    c  [H, H]         dtype of theta:  c[g, g'] = sum over b, m, n of (P_g - 1/N) (P_g' - 1/N), a sum and not
-                      a mean, centred before the product; zeros where need_stats is false
-    e  [H] or None    dtype of theta:  e[g] = sum over b, m, n of (P_g - 1/N); None without dropout: it is 0
+    c  second moments, a sum over b, m, n and not a mean, dtype of theta; zeros where need_stats is false:
+       [H, H]  c[g, g'] = sum of (P_g - 1/N) (P_g' - 1/N), centred before the product, or
+       [H]     c[h] = sum of (sum_g theta[h, g] (P_g - 1/N))^2, the diagonal of theta c theta^T: which of the two
+               is cheaper depends on the device
+    e  [H] or None, dtype of theta:  e[h] = sum over b, m, n of sum_g theta[h, g] (P_g - 1/N); None without
+       dropout, where it is 0
 
 Maps enter o *centred*, so that bfloat16 keeps its digits where maps are nearly uniform (a fresh network): the
 1/N that every entry shares would drown the part that carries information. Without dropout the rows of P sum
@@ -22,10 +25,12 @@ tokens from v: both give the same o. With P~ = dropout(P), P~ takes the place of
 
 Differentiable in q, k, v and theta, given gradients of o and of c, e (where need_stats). In the backward
 pass the centring of P needs no term of its own in dP, since the softmax backward ignores a constant added to
-a row:
+a row. With c [H, H]:
 
     Pc = P - 1/N,  G = dC + dC^T,  dM_h = dO_h v_h^T,  dv_h = (sum_g theta[h,g] Pc_g)^T dO_h,
     dtheta[h,g] = <dM_h, Pc_g>,  dP_g = sum_h theta[h,g] dM_h + sum_g' G[g,g'] P_g'   (up to a row constant)
+
+With c [H], dM_h = dO_h v_h^T + 2 dc_h sum_g theta[h,g] Pc_g, the same dv and dtheta, and dP without G.
 
 Saved for the backward pass: tensors that grow with N only. Everything else about Re-attention (bias, norm,
 running statistics, rescaling, synchronising statistics over processes) is ``epilogue.py``, one function

@@ -2,8 +2,9 @@
 
 Shared by every fast backend, in plain autograd. Batch norm over (B, N, N) is one scale and one shift a head,
 so it commutes with the product by V:  out_h = a_h o_h + shift_h u_h,  u_h = sum_n v_h[n].  The mean is 1/N
-times a row sum of theta (softmax rows sum to 1); the variance is theta C theta^T / count with the H x H
-matrix C of centred products. Synchronising over processes therefore costs H^2 + 2 H + 3 numbers a layer.
+times a row sum of theta (softmax rows sum to 1); the variance of the mixed maps is the diagonal of
+theta C theta^T / count with the H x H matrix C of centred products, or comes from their sums of squares.
+Synchronising over processes therefore costs 3 H + 3 numbers a layer.
 """
 
 # B batch, H heads, N tokens, D head width
@@ -64,19 +65,25 @@ def run_core(
         o_BHND, _, _ = core(q, k, v, gain[:, None] * theta, scale, False, dropout_p)
         return o_BHND + (shift.view(heads, 1, 1) * u_BH1D).to(o_BHND.dtype)
 
-    o_BHND, c_HH, e_H = core(q, k, v, theta, scale, True, dropout_p)
-    cov_HH, offset, mean_map, count = _pool(c_HH, e_H, batch, tokens, process_group)
-    var_H = ((theta @ cov_HH) * theta).sum(dim=1)
+    o_BHND, c, e_H = core(q, k, v, theta, scale, True, dropout_p)
+    squares_H = ((theta @ c) * theta).sum(dim=1) if c.dim() == 2 else c
+    count: Tensor | float = batch * tokens * tokens
+    offset_H = None if e_H is None else e_H / count  # mean of the mixed maps, less their row_sum / tokens
+    if process_group is not None:
+        squares_H, offset_H, count = _pool(squares_H, e_H, row_sum, batch, tokens, process_group)
+    var_H = squares_H / count
+    if offset_H is not None and process_group is None:
+        var_H = var_H - offset_H.square()
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            mean_H = bias + theta @ mean_map
+            mean_H = bias + row_sum / tokens + (0.0 if offset_H is None else offset_H)
             running_mean.lerp_(mean_H.to(running_mean.dtype), momentum)
             # torch's batch norm keeps the unbiased variance, and normalises by the biased one
             running_var.lerp_((var_H * (count / (count - 1))).to(running_var.dtype), momentum)
     gain = _gain(norm_weight, var_H, eps, output_scale)
     shift = theta.new_zeros(heads) if norm_bias is None else output_scale * norm_bias.to(exact)
-    if offset is not None:
-        shift = shift - gain * (theta @ offset)
+    if offset_H is not None:
+        shift = shift - gain * offset_H
     if theta_bias is not None:
         # Batch norm takes the bias away again: its gradient is zero, and zero is not "no gradient", at which
         # distributed data parallel would stop.
@@ -92,38 +99,32 @@ def _gain(weight: Tensor | None, var: Tensor, eps: float, output_scale: float) -
 
 
 def _pool(
-    c: Tensor, e: Tensor | None, batch: int, tokens: int, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | float]:
-    """Covariance [H, H] of the maps, their mean minus 1/N [H] (None: zero), their mean [H], and the count.
+    squares: Tensor, sums: Tensor | None, row_sum: Tensor, batch: int, tokens: int, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of the mixed maps over all processes, whose batch sizes and token numbers may differ.
 
-    ``c`` and ``e`` are sums about this process's own 1/N. With a group they are first summed over processes,
-    whose batch sizes and token numbers may differ.
+    ``squares`` and ``sums`` [H] are about this process's own mean, row_sum / N (``sums`` None: zero). Returns
+    the sum of squares about the pooled mean [H], the pooled mean less this process's [H], and the count.
     """
-    heads = c.shape[0]
-    local_count, local_mean = batch * tokens * tokens, 1 / tokens
-    if group is None:
-        mean = c.new_full((heads,), local_mean)
-        if e is None:
-            return c / local_count, None, mean, local_count
-        offset = e / local_count
-        return c / local_count - torch.outer(offset, offset), offset, mean + offset, local_count
-    # About the pooled 1/N, a process whose maps are centred at its own 1/N = pooled + d contributes
-    # c + e d 1^T + 1 (e d)^T + count d^2. In float64: these cancel to nothing when all N are the same.
-    first = c.new_zeros(heads) if e is None else e
+    heads, count = squares.shape[0], batch * tokens**2
+    # About the pooled 1/N, a process centred at its own 1/N = pooled + d contributes, for each head,
+    # squares + 2 row_sum d sums + row_sum^2 d^2 count. In float64: the parts cancel to nothing when all N agree.
+    weight = row_sum.double()
+    first = torch.zeros_like(weight) if sums is None else sums.double()
     counts = torch.tensor(
-        [local_count, local_count * local_mean, local_count * local_mean**2],
-        dtype=torch.float64,
-        device=c.device,
+        [count, count / tokens, count / tokens**2], dtype=torch.float64, device=squares.device
     )
-    local = [c.flatten().double(), first.double(), local_mean * first.double(), counts]
-    c_sum, e_sum, e_by_mean, counts = all_reduce_sum(torch.cat(local), group).split(
-        [heads**2, heads, heads, 3]
+    local = torch.cat([squares.double(), first, first / tokens, counts])
+    squares, first, by_mean, counts = all_reduce_sum(local, group).split([heads, heads, heads, 3])
+    total, pooled = counts[0], counts[1] / counts[0]
+    between = (counts[2] - pooled.square() * total).clamp_min(0)
+    offset = first / total
+    about = (
+        squares
+        + 2 * weight * (by_mean - pooled * first)
+        + weight.square() * between
+        - offset.square() * total
     )
-    count, pooled = counts[0], counts[1] / counts[0]
-    cross = (e_by_mean - pooled * e_sum).expand(heads, heads)
-    between = (counts[2] - pooled.square() * count).clamp_min(0)
-    offset = e_sum / count
-    covariance = (c_sum.view(heads, heads) + cross + cross.T + between) / count - torch.outer(offset, offset)
-    mean = pooled + offset
-    covariance, offset, mean, count = (x.to(c.dtype) for x in (covariance, mean - local_mean, mean, count))
-    return covariance, offset, mean, count
+    mine = offset + weight * (pooled - 1 / tokens)
+    dtype = row_sum.dtype
+    return about.to(dtype), mine.to(dtype), total.to(dtype)

@@ -119,7 +119,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
     o = v.new_empty(batch, tokens, heads, width).transpose(1, 2)
-    return o, theta.new_empty(heads, heads), theta.new_empty(heads)
+    return o, theta.new_empty(heads), theta.new_empty(heads)
 
 
 @torch.library.custom_op("deepvit::streaming_core_backward", mutates_args=())
