@@ -64,6 +64,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Opened]]:
         contexts.append(context)
         opened = Opened(context.new_page())
         pages.append(opened)
+        opened.page.set_default_timeout(10_000)
         opened.page.on("console", lambda message: opened.complaints.append(f"{message.type}: {message.text}"))
         opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
         opened.page.on("request", lambda request: opened.requests.append(request.url))

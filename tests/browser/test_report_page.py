@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from dataclasses import replace
+
 import pytest
 
 from deepvit.diagnostics.example import example_measurements
@@ -39,6 +42,13 @@ def report(tmp_path_factory):
     )
     results.provenance["unreadable"] = [EVIL + "/" + LONG]
     results.verdict.text += " " + EVIL
+    for image in results.maps:
+        asked = [
+            replace(entry, query=name) for entry in image.maps for name in ("patch (1, 1)", "patch (5, 5)")
+        ]
+        for entry in asked:  # the same bytes would paint the same picture
+            entry.data = base64.b64encode(entry.bytes()[::-1]).decode()
+        image.maps += asked
     return write_report(results, tmp_path_factory.mktemp("report"))
 
 
@@ -121,6 +131,21 @@ def test_head_and_scale_and_image_change_the_picture(report, open_page):
     page.locator(".caption", has_text="second image").wait_for()
     seen.add(overlay.evaluate(PIXELS))
     assert len(seen) == 4
+
+
+def test_a_click_on_the_image_asks_from_that_patch(report, open_page):
+    page = open_page(report).page
+    page.locator(".map-note", has_text="class token").wait_for()
+    before = page.locator("canvas.overlay").evaluate(PIXELS)
+    picture = page.locator("canvas.picture").first
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] * 0.8, "y": box["height"] * 0.8})
+    page.locator(".map-note", has_text="patch (5, 5)").wait_for()
+    assert page.locator("#map-query").input_value() == "2"
+    assert page.locator("canvas.overlay").evaluate(PIXELS) != before
+    page.locator("#map-query").select_option("0")
+    page.locator(".map-note", has_text="class token").wait_for()
+    assert page.locator("canvas.overlay").evaluate(PIXELS) == before
 
 
 def test_hover_on_the_matrix_shows_the_value(report, open_page):

@@ -101,13 +101,16 @@ def test_maps_of_chosen_images_are_those_of_the_class_token():
     with torch.no_grad(), deepvit.capture(model) as seen:
         model(data)
     first = report.measurements.maps[0]
-    assert [kept.block for kept in first.maps] == [0, 1, 2]
-    kept = first.maps[1]
-    assert (kept.query, kept.shape) == ("class token", [4, 5, 5])
-    values = torch.frombuffer(bytearray(base64.b64decode(kept.data)), dtype=torch.uint8).view(4, 5, 5)
-    true = seen.attention["blocks.1"][0, :, 0, 1:].view(4, 5, 5)
-    decoded = kept.low + (kept.high - kept.low) * values / 255
-    torch.testing.assert_close(decoded, true, atol=(kept.high - kept.low) / 400, rtol=0)
+    assert [kept.block for kept in first.maps if kept.query == "class token"] == [0, 1, 2]
+    asking = {"class token": 0, "patch (1, 1)": 1 + 6, "patch (2, 2)": 1 + 12, "patch (3, 3)": 1 + 18}
+    of_block = [kept for kept in first.maps if kept.block == 1]
+    assert [kept.query for kept in of_block] == list(asking)
+    for kept in of_block:
+        assert kept.shape == [4, 5, 5]
+        values = torch.frombuffer(bytearray(base64.b64decode(kept.data)), dtype=torch.uint8).view(4, 5, 5)
+        true = seen.attention["blocks.1"][0, :, asking[kept.query], 1:].view(4, 5, 5)
+        decoded = kept.low + (kept.high - kept.low) * values / 255
+        torch.testing.assert_close(decoded, true, atol=(kept.high - kept.low) / 400, rtol=0)
     pooled = diagnose(network(depth=2, start=9, class_token=False), [data], maps=1, progress=False)
     assert pooled.measurements.maps[0].maps[0].query == "mean of all queries"
 

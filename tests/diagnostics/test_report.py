@@ -14,7 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
+import torch
 
+from deepvit.diagnostics import diagnose
 from deepvit.diagnostics.catalogue import MATRICES, METRICS
 from deepvit.diagnostics.example import example_measurements
 from deepvit.diagnostics.report import compare_reports, load, report_html, save, write_report
@@ -465,3 +468,25 @@ def test_the_title_of_a_comparison_says_who_collapses(kinds, title):
         result.verdict.kind, result.verdict.collapsed = kind, kind in ("maps_alike", "sharp_maps")
         results.append(result)
     assert f"<h1>{title}</h1>" in compare_html(results).decode()
+
+
+def test_diagnose_hands_on_how_the_network_is_trained(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2
+    )
+    facts = {"data": "digits", "train": {"options": ["--model", "x"], "out": None}}
+    diagnose(model, [torch.randn(2, 3, 32, 32)], out=tmp_path, progress=False, provenance=facts)
+    results = load(tmp_path)
+    assert results.provenance["data"] == "digits"
+    results.verdict.cures = [Cure("reattention", "all", "")]
+    text = "".join(Tags(report_html(results).decode()).texts)
+    assert "deepvit train --model x \\\n  --cures reattention" in text
+    queries = embedded((tmp_path / "report.html").read_bytes())["models"][0]["maps"]["images"][0]["queries"]
+    assert [query["name"] for query in queries] == [
+        "class token",
+        "patch (1, 1)",
+        "patch (2, 2)",
+        "patch (3, 3)",
+    ]
+    assert queries[1]["at"] == [0.375, 0.375]

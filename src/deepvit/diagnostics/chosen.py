@@ -15,11 +15,16 @@ from deepvit.diagnostics.results import BlockMap, ImageMaps
 from deepvit.diagnostics.rows import Row
 
 _LONGEST_SIDE = 320
+# Besides the class token these places of the image ask, as shares of its height and width.
+_ASKING = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))
+# Bytes of maps that one image may take: patches ask only where that keeps a report of four images small.
+_BYTES_AN_IMAGE = 1_000_000
 
 
 class ChosenMaps:
     """Keeps the maps of at most ``count`` images: what the class token, or else the mean query, attends to.
 
+    Three patches of each image ask as well, where queries and keys are the same patches and the maps fit.
     They are spread over the images on which attention is measured. Windowed maps are not kept: a window is
     not the image. ``normalize`` is the (mean, std) that the images were normalised with, undone for
     display; ``None``: each image is stretched to the full range.
@@ -56,11 +61,26 @@ class ChosenMaps:
         if row is None or layout.windows > 1 or layout.key_grid is None:
             return
         for place, image in self._now:
-            has_class = layout.query_prefix > 0
-            asked = maps[place, :, 0] if has_class else maps[place].mean(-2)
-            values = asked[:, layout.key_prefix :].unflatten(-1, layout.key_grid)
-            query = "class token" if has_class else "mean of all queries"
-            image.maps.append(_encoded(row.facts.index, query, values.to("cpu", torch.float32)))
+            if layout.query_prefix > 0:
+                asked = {"class token": maps[place, :, 0]}
+            else:
+                asked = {"mean of all queries": maps[place].mean(-2)}
+            for name, query in self._patches(layout).items():
+                asked[name] = maps[place, :, query]
+            for name, rows in asked.items():
+                values = rows[:, layout.key_prefix :].unflatten(-1, layout.key_grid)
+                image.maps.append(_encoded(row.facts.index, name, values.to("cpu", torch.float32)))
+
+    def _patches(self, layout: MapLayout) -> dict[str, int]:
+        """Patches that ask: name → number among the queries."""
+        grid = layout.query_grid
+        if grid is None or grid != layout.key_grid or min(grid) < len(_ASKING):
+            return {}
+        cells = grid[0] * grid[1]
+        if layout.heads * cells * (1 + len(_ASKING)) * len(self.rows) > _BYTES_AN_IMAGE:
+            return {}
+        places = [(int(down * grid[0]), int(across * grid[1])) for down, across in _ASKING]
+        return {f"patch ({r}, {c})": layout.query_prefix + r * grid[1] + c for r, c in places}
 
 
 def _encoded(block: int, query: str, values: Tensor) -> BlockMap:

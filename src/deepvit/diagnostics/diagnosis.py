@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,6 +62,7 @@ def diagnose(
     attention_images: int = 64,
     maps: int = 4,
     notes: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
 ) -> Report:
     """Measure attention collapse of any Vision Transformer on images, and say what it means.
 
@@ -86,6 +87,8 @@ def diagnose(
         attention_images: how many of the images to measure attention on.
         maps: how many images to keep attention maps of.
         notes: remarks for the report's account of how it was measured.
+        provenance: facts for that account, such as ``data``; and ``train``, ``{"options": [...], "out": ...}``,
+            the words after ``deepvit train`` that train this network, for the commands of the cures.
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
@@ -113,6 +116,7 @@ def diagnose(
     results = _measurements(model, name, rows, measured, first)
     unreadable = [str(text) for text in getattr(loader, "skipped", [])]
     results.provenance |= {
+        **(provenance or {}),
         "unreadable": unreadable,
         "seconds": round(time.perf_counter() - started, 2),
         "notes": [*notes, *_account(plan, measured, rows, seen), *seen.notes],

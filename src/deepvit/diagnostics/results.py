@@ -76,8 +76,8 @@ class BlockMap:
     """What one query attends to in one block, per head, over the grid of patches, as bytes.
 
     The value at (head, row, column) is ``low + (high - low) * byte / 255``. ``low`` is negative where mixed
-    maps are. ``query`` is "class token" or "mean of all queries". ``data`` is base64 of heads*rows*columns
-    bytes.
+    maps are. ``query`` is "class token", "mean of all queries" or "patch (row, column)". ``data`` is base64
+    of heads*rows*columns bytes.
     """
 
     block: int

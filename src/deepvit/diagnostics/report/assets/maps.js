@@ -135,10 +135,12 @@ function mapViewer(host, models) {
     el("label", { for: "map-head" }, el("span", {}, "Head"), headOut, headIn),
     el("label", { for: "map-query" }, el("span", {}, "Query"), queryIn),
     el("label", { for: "map-scale" }, el("span", {}, "Scale"), scaleIn));
+  // With several models the image moves under the controls, so that the models' maps stand in one row.
+  const figure = el("figure", {}, original, originalNote);
   host.append(
     el("div", { class: "map-stage" },
-      el("div", { class: "map-side" }, thumbs, caption, controls),
-      el("figure", {}, original, originalNote),
+      el("div", { class: "map-side" }, thumbs, caption, controls, shown.length > 1 ? figure : null),
+      shown.length > 1 ? null : figure,
       ...views.map((v) => el("figure", {}, v.canvas, el("figcaption", {}, shown.length > 1 ? el("b", { class: `model-name c${v.model.color}` }, v.model.name) : null, v.note)))),
     ...views.map((v) => el("div", { class: "film-row" }, shown.length > 1 ? el("h4", { class: `c${v.model.color}` }, v.model.name) : null, v.film)));
 
