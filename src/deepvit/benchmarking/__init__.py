@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Benchmarks against the peers: attention operators, whole networks, the training engine. Ratios of one run, A B A B."""

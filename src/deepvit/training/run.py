@@ -254,6 +254,7 @@ def record(
         "seconds_per_epoch": times[len(times) // 2],
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "epochs": len(rows),
+        "steps": int(rows[-1]["step"]),
     }
     return {
         "format": "deepvit-run/1",
