@@ -236,7 +236,7 @@ def test_a_block_that_runs_twice_has_two_keys(images):
     assert list(seen.attention) == ["blocks.0", "blocks.0#2"]
 
 
-@pytest.mark.parametrize("build", [tiny, torch_vit])
+@pytest.mark.parametrize("build", [tiny, torch_vit, lambda: torch_vit().train()])
 def test_nested_captures_see_the_same(build, images):
     model = build()
     with torch.no_grad(), capture(model) as outer, capture(model) as inner:
@@ -257,6 +257,15 @@ def test_an_exception_leaves_nothing_behind(build, images):
     assert not torch.overrides._get_current_function_mode_stack()
     with torch.no_grad(), capture(model):
         assert torch.equal(model(images), expected)
+
+
+def test_an_exception_caught_inside_does_not_confuse_what_follows(vit, images):
+    with torch.no_grad(), capture(vit) as seen:
+        with pytest.raises(RuntimeError):
+            vit(images[:, :2])
+        vit(images[:1])
+    assert seen.images == 1
+    assert list(seen.attention) == list(seen.tokens) == BLOCKS
 
 
 def test_a_map_that_is_not_the_one_is_an_error_by_name_or_flagged(vit, images, monkeypatch):

@@ -127,8 +127,8 @@ def test_dropout_gives_the_map_before_it_and_draws_the_same_numbers():
     assert "without its dropout" in seen.checks["blocks.0"].how
 
 
-def test_more_images_than_fit_one_temporary(monkeypatch):
-    monkeypatch.setattr("deepvit.diagnostics.capturing.maps._CHUNK_BYTES", 1)
+def test_more_heads_than_fit_one_buffer(monkeypatch):
+    monkeypatch.setattr("deepvit.diagnostics.capturing.maps._BUFFER_BYTES", 1)
     model = Model(q, k, v, attn_mask=keep)
     torch.testing.assert_close(
         seen_by(model).attention["blocks.0"], plain(q, k, bias=torch.zeros(()).where(keep, -math.inf))

@@ -13,7 +13,7 @@ from torch import Tensor
 # half precision an output rounded to 8 (bfloat16) or 11 (float16) bits of maps that were rounded to the same.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _TF32_TOLERANCE = 5e-3
-_CHUNK_BYTES = 32 << 20  # scores of as many images at a time: the temporary stays small beside the map
+_BUFFER_BYTES = 4 << 20  # scores of so many heads at a time: they stay in cache
 
 
 def tolerance(out: Tensor) -> float:
@@ -66,32 +66,42 @@ def sdpa_map(
     """
     images, heads, n, m = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    mask = _mask(attn_mask, is_causal, images, n, m, q.device)
-    attention = torch.empty(images, heads, n, m, dtype=exact(q[:0]).dtype, device=q.device)
-    step = max(1, _CHUNK_BYTES // max(1, heads * n * m * attention.element_size()))
-    difference = largest = torch.zeros((), dtype=attention.dtype, device=q.device)
-    for start in range(0, images, step):
+    mask = _mask(attn_mask, is_causal, (images, heads, n, m), q.device)
+    flat = [exact(t).flatten(0, 1) for t in (q, k, v, out)]  # one head of one image after the other
+    queries, keys, values, wanted = flat[0] * scale, flat[1].mT, flat[2], flat[3]
+    attention = queries.new_empty(images * heads, n, m)
+    # The same two small buffers for every step: fresh memory for each would cost more than the arithmetic.
+    step = max(1, _BUFFER_BYTES // max(1, n * m * attention.element_size()))
+    scores_buffer = queries.new_empty(min(step, images * heads), n, m)
+    out_buffer = queries.new_empty(min(step, images * heads), n, v.shape[-1])
+    difference = torch.zeros((), dtype=attention.dtype, device=q.device)
+    for start in range(0, images * heads, step):
         part = slice(start, start + step)
-        scores = (exact(q[part]) * scale) @ exact(k[part]).mT
-        if mask is not None and mask.dtype == torch.bool:
-            scores.masked_fill_(~mask[part], -math.inf)
-        elif mask is not None:
-            scores.add_(mask[part])
-        torch.softmax(scores, dim=-1, out=attention[part])
+        now = attention[part]
+        scores, rebuilt = scores_buffer[: len(now)], out_buffer[: len(now)]
+        torch.bmm(queries[part], keys[part], out=scores)
         if mask is not None:
-            empty = ~mask[part] if mask.dtype == torch.bool else mask[part] == -math.inf
-            attention[part].masked_fill_(empty.all(dim=-1, keepdim=True), 0.0)
-        wanted = exact(out[part])
-        difference = torch.maximum(difference, (attention[part] @ exact(v[part]) - wanted).abs().amax())
-        largest = torch.maximum(largest, wanted.abs().amax())
-    return attention, float(difference / largest.clamp_min(torch.finfo(attention.dtype).tiny))
+            here = torch.arange(start, start + len(now), device=q.device)
+            masked = mask[here // heads, here % heads]
+            if mask.dtype == torch.bool:
+                scores.masked_fill_(~masked, -math.inf)
+            else:
+                scores.add_(masked)
+        torch.softmax(scores, dim=-1, out=now)
+        if mask is not None:
+            empty = ~masked if mask.dtype == torch.bool else masked == -math.inf
+            now.masked_fill_(empty.all(dim=-1, keepdim=True), 0.0)
+        torch.bmm(now, values[part], out=rebuilt)
+        difference = torch.maximum(difference, rebuilt.sub_(wanted[part]).abs_().amax())
+    largest = wanted.abs().amax().clamp_min(torch.finfo(attention.dtype).tiny)
+    return attention.view(images, heads, n, m), float(difference / largest)
 
 
 def _mask(
-    attn_mask: Tensor | None, is_causal: bool, images: int, n: int, m: int, device: torch.device
+    attn_mask: Tensor | None, is_causal: bool, shape: tuple[int, int, int, int], device: torch.device
 ) -> Tensor | None:
-    """The mask with a first axis of ``images`` (no copy)."""
+    """The mask as [B, H, N, M] (no copy)."""
     if is_causal:
         assert attn_mask is None, "torch refuses a mask together with is_causal"
-        return torch.ones(n, m, dtype=torch.bool, device=device).tril().expand(images, 1, n, m)
-    return None if attn_mask is None else attn_mask.detach()
+        return torch.ones(shape[2:], dtype=torch.bool, device=device).tril().expand(shape)
+    return None if attn_mask is None else attn_mask.detach().expand(shape)
