@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,38 @@ def test_nothing_on_is_normalisation_only() -> None:
     images = noise()
     out = BatchAugment(no_augmentation(), (16, 16), (0.0,) * 3, (1.0,) * 3)(images, generator())
     torch.testing.assert_close(out, images / 255)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"crop_padding": 2},
+        {"crop_scale": (0.3, 0.5)},
+        {"hflip": 1.0},
+        {"vflip": 1.0},
+        {"randaugment": "rand-m9-p1"},
+        {"color_jitter": 0.4},
+        {"random_erasing": 1.0},
+    ],
+)
+def test_each_option_alone_has_its_effect(option: dict[str, object]) -> None:
+    images = noise()
+    transform = BatchAugment(replace(no_augmentation(), **option), (16, 16), (0.0,) * 3, (1.0,) * 3)
+    out = transform(images, generator())
+    changed = (out != images / 255).flatten(1).any(1).float().mean()
+    assert changed > 0.85
+    for name, dim in (("hflip", -1), ("vflip", -2)):
+        if name in option:
+            torch.testing.assert_close(out, images.flip(dim) / 255)
+
+
+def test_images_stored_small_are_shifted_in_proportion_and_scaled_up() -> None:
+    transform = BatchAugment(replace(no_augmentation(), crop_padding=32), (128, 128), (0.0,) * 3, (1.0,) * 3)
+    white = torch.full((300, 3, 16, 16), 255, dtype=torch.uint8)
+    out = transform(white, generator())
+    assert out.shape == (300, 3, 128, 128)
+    black = 1 - out[:, 0].mean((1, 2))  # at most 4 of 16 rows and columns are beyond the edge
+    assert 0.3 < black.max() < 0.48
 
 
 def test_shift_crop_moves_each_image_by_its_own_offset_and_pads_black() -> None:

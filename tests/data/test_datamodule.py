@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -11,7 +12,7 @@ from data.conftest import encoded, write_files
 
 from deepvit.data import AugmentConfig, ImageDataModule, open_data
 from deepvit.data.augment import BatchAugment
-from deepvit.data.loader import Key, StoredTrain
+from deepvit.data.loader import Batch, Key, StoredTrain
 from deepvit.errors import UserError
 
 STRONG = AugmentConfig(
@@ -85,8 +86,8 @@ def test_worker_count_changes_nothing(folder: Path) -> None:
 
 
 def test_loaders_leave_the_global_random_state_alone(folder: Path) -> None:
-    for cache in ("ram", "off"):
-        loader = module(str(folder), augment=STRONG, cache=cache, workers=0).train_dataloader()
+    for cache, workers in (("ram", 0), ("off", 0), ("off", 1)):
+        loader = module(str(folder), augment=STRONG, cache=cache, workers=workers).train_dataloader()
         torch.manual_seed(1)
         np.random.seed(1)
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()
@@ -316,16 +317,22 @@ def test_lightning_resumes_with_the_batches_of_an_unbroken_run(
 def test_every_part_of_the_key_changes_the_augmentation(folder: Path) -> None:
     """Two epochs differ in order anyway, so this looks at one and the same list of images."""
     numbers = torch.arange(0, 24, 3)
+    unmixed = replace(STRONG, mixup=0.0, cutmix=0.0)
+
+    def batches(cache: str, augment: AugmentConfig) -> list[Batch]:
+        source = module(str(folder), augment=augment, cache=cache, workers=0).train_dataloader().source
+        return [source.batch(Key(epoch, batch, numbers)) for epoch, batch in ((0, 0), (0, 0), (1, 0), (0, 1))]
+
     for cache in ("ram", "off"):
-        loader = module(str(folder), augment=STRONG, cache=cache, workers=0).train_dataloader()
-        source = loader.source
-        batches = [source.batch(Key(epoch, batch, numbers)) for epoch, batch in ((0, 0), (1, 0), (0, 1))]
-        assert torch.equal(batches[0].images, source.batch(Key(0, 0, numbers)).images)
-        assert not torch.equal(batches[0].images, batches[1].images)
-        assert not torch.equal(batches[0].images, batches[2].images)
-        # Mixup's share alone, seen in its soft labels
-        assert not torch.equal(batches[0].targets, batches[1].targets)
-        assert not torch.equal(batches[0].targets, batches[2].targets)
+        first, again, epoch, batch = (result.images for result in batches(cache, unmixed))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, epoch)
+        # decoded images are seeded one by one, whatever batch they are in
+        assert torch.equal(first, batch) == (cache == "off")
+        first, again, epoch, batch = (result.targets for result in batches(cache, STRONG))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, epoch)
+        assert not torch.equal(first, batch)
 
 
 def test_processes_augment_differently(folder: Path) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from data.conftest import picture
+from PIL import Image
 from timm.data import create_transform
 
 from deepvit.data.config import AugmentConfig, no_augmentation, resolve
@@ -51,6 +54,39 @@ def test_full_strength_posterize_does_not_crash() -> None:
     for seed in range(30):
         with global_seed(seed):
             assert transform(picture(seed, (40, 40))).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"crop_padding": 20},
+        {"crop_scale": (0.3, 0.5)},
+        {"hflip": 1.0},
+        {"vflip": 1.0},
+        {"randaugment": "rand-m9-n3-p1-mstd0.5-inc1"},
+        {"color_jitter": 0.4},
+        {"random_erasing": 1.0},
+    ],
+)
+def test_each_option_alone_has_its_effect(option: dict[str, object]) -> None:
+    size = (64, 64)
+    transform = train_transform(replace(no_augmentation(), **option), size, MEAN, STD, "bicubic")
+    plain = eval_transform(size, MEAN, STD, "bicubic", 1.0)
+    changed = 0
+    for seed in range(8):
+        image = picture(seed, size)
+        with global_seed(seed):
+            changed += not torch.equal(transform(image), plain(image))
+    assert changed >= 6
+    unchanged = train_transform(no_augmentation(), size, MEAN, STD, "bicubic")
+    assert torch.equal(unchanged(picture(0, size)), plain(picture(0, size)))
+
+
+def test_color_jitter_beside_randaugment_when_it_is_given() -> None:
+    config = replace(no_augmentation(), randaugment="rand-m9-p0", color_jitter=0.4)
+    transform = train_transform(config, (32, 32), MEAN, STD, "bicubic")
+    grey = Image.new("RGB", (32, 32), (128, 128, 128))
+    assert len({float(transform(grey)[0, 0, 0]) for _ in range(8)}) > 4
 
 
 def test_shift_crop_for_large_images() -> None:
