@@ -211,6 +211,15 @@ def test_equals_timms_own_model_of_the_kind(make, images, cure, no_embed_class):
     torch.testing.assert_close(*resized)
 
 
+def test_registers_leave_the_class_token_and_the_patches_their_places(make):
+    model = make()
+    table = model.pos_embed.detach().clone()
+    grown = cures.apply(model, "registers", count=3).pos_embed
+    assert torch.equal(grown[:, :1], table[:, :1])
+    assert torch.equal(grown[:, 1:4], torch.zeros(1, 3, 48))
+    assert torch.equal(grown[:, 4:], table[:, 1:])
+
+
 def test_layerscale_paper_start_follows_the_depth(make):
     assert [cait_value(d) for d in (12, 18, 24, 36)] == [0.1, 0.1, 1e-5, 1e-6]
     assert cures.apply(make(), "layerscale", init="paper").blocks[0].ls1.gamma[0].item() == pytest.approx(0.1)

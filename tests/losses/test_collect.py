@@ -139,13 +139,13 @@ def hooks(model):
 
 
 def test_the_record_lasts_as_long_as_it_is_needed(model, batch):
+    last = by_hand(model, batch.images)[1]
     div = Diversity(model, ALL)
     model(batch.images)
     assert div._taken is None
     with div.watch():
         model(batch.images)
     model(2 * batch.images)  # unwatched: must not replace what was watched
-    last = by_hand(model, batch.images)[1]
     torch.testing.assert_close(div.terms(batch.patches)["patch_cosine"], patch_cosine(last))
     assert div._taken is None
     div.remove()

@@ -77,10 +77,10 @@ def test_mixup_before_the_cut_reaches_the_patches():
 
 def test_the_rectangle_covers_what_lambda_says_and_every_place():
     mixer = PatchMix(4, 2, generator=torch.Generator().manual_seed(0))
-    hits, areas = torch.zeros(7, 7), []
+    hits, areas = torch.zeros(4, 12), []  # wide: a mask with its axes exchanged would miss places
     for _ in range(400):
-        out = mixer(torch.zeros(2, 1, 28, 28), torch.tensor([0, 1]))
-        hits += (1 - out.patches.share[0, :, 0]).view(7, 7)
+        out = mixer(torch.zeros(2, 1, 16, 48), torch.tensor([0, 1]))
+        hits += (1 - out.patches.share[0, :, 0]).view(4, 12)
         areas.append(1 - out.patches.share[0, :, 0].mean().item())
     assert hits.min() > 0
     assert 0.4 < sum(areas) / len(areas) < 0.6  # Beta(1, 1) has mean one half
