@@ -39,9 +39,9 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Outside the model: the user's own code in the with block. In a backward pass: parts run again
-        # (activation checkpointing). Compiling: a compiled part of an eager model is traced, and this must not be.
-        if torch.compiler.is_compiling() or self.paused or not self.recorder.frames.stack or _in_backward():
+        # Outside the model: the user's own code in the with block. Compiling: a compiled part of an eager model is
+        # traced, and this must not be. (Blocks run again in a backward pass are out of reach of any mode.)
+        if torch.compiler.is_compiling() or self.paused or not self.recorder.frames.stack:
             return func(*args, **kwargs)
         with torch.no_grad(), torch._C.DisableTorchFunction():
             self.follower.before(func, args, kwargs)
@@ -255,10 +255,6 @@ class Watch(TorchFunctionMode):
             head_dim=v.shape[-1],
             check=Check(site.key, error, tolerance(out), how),
         )
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
 
 
 def _arranged(site: Site, tensor: Tensor) -> Tensor | None:
