@@ -47,7 +47,7 @@ class Sizes:
     def __init__(self, dry: bool) -> None:
         self.device = "cpu" if dry else "cuda"
         self.tokens = (17,) if dry else (197, 577, 1025, 4097)
-        self.widths = (16,) if dry else (32, 64)
+        self.widths = (16,) if dry else (32, 35, 64)  # 35: the published 32-block model
         self.heads = 3 if dry else HEADS
         self.check_dtypes = ("float32", "bfloat16") if dry else ("float32", "bfloat16", "float16")
         self.tokens_at_once = 34 if dry else 32_768

@@ -119,13 +119,20 @@ def test_statistics_of_nearly_uniform_maps(dtype):
     assert (o.double() - o_exact).norm() < max(1e-4, TOLERANCE[dtype]) * o_exact.norm()
 
 
-def test_scores_too_large_for_exponentials():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scores_whose_exponentials_overflow(sign):
     torch.manual_seed(0)
     q, k, v = packed(3, 33, 16, torch.bfloat16)
-    inputs = [q + 12, k + 12, v, torch.randn(3, 3)]  # scores near 576
+    inputs = [q + 12, k + 12 * sign, v, torch.randn(3, 3)]  # scores near 576, or all near -576
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
     o, _, _ = core(*inputs, 0.25, False, 0.0)
-    o_exact, _ = formulas(*(x.double() for x in inputs), 0.25)
-    assert (o.double() - o_exact).norm() <= TOLERANCE[torch.bfloat16] * o_exact.norm()
+    o_exact, _ = formulas(*exact, 0.25)
+    grads = torch.autograd.grad(o, inputs, torch.ones_like(o))
+    dv_exact = torch.autograd.grad(o_exact, exact[2], torch.ones_like(o_exact))[0]
+    for a, b in ((o, o_exact), (grads[2], dv_exact)):
+        assert (a.double() - b).norm() <= TOLERANCE[torch.bfloat16] * b.norm()
+    assert all(torch.isfinite(grad).all() for grad in grads)
 
 
 def test_same_bits_every_time():

@@ -106,14 +106,15 @@ def default_tiles(heads: int, head_dim: int, dtype: torch.dtype) -> Tiles:
             backward_rows=Tile(own, other, stages=1, parts=parts),
             backward_keys=Tile(other, own, stages=1, parts=parts),
         )
-    own, other = _rows_and_keys(padded, own=256, area=4096)
-    small = Tile(own, other)
-    large = Tile(*_rows_and_keys(padded, own=512, area=8192))
+    small = _rows_and_keys(padded, own=256, area=4096)
+    large = _rows_and_keys(padded, own=512, area=8192)
+    # Widths that are not a multiple of 8 are read 2 bytes at a time, whose addresses fill registers.
+    aligned = head_dim % 8 == 0
     return Tiles(
         row_lse=Tile(128, 64, warps=4),
-        forward=large,
-        backward_rows=small if wide else large,
-        backward_keys=Tile(other, own),
+        forward=Tile(*(large if aligned else small)),
+        backward_rows=Tile(*(large if aligned and not wide else small)),
+        backward_keys=Tile(*reversed(small)),
     )
 
 

@@ -270,8 +270,8 @@ def backward_rows(q, k, v, do, theta, dc, lse, dq, row_dot, dtheta_parts,
         dm_s = _stack(_round(dm, dtype, PRECISION), T, W)
         dtheta = _dot_onto(dtheta, dm_s, tl.permute(excess_s, [0, 2, 1]), PRECISION)
         dp = _map_grad(excess_s, dm_s, mixer_t, size, pair, pair_size, N, HP, M, K, T, W, STATS, PRECISION)
-        weight = tl.where(keys[None, None, :] < N, excess + 1.0, 0.0)
-        dots += tl.sum(dp * weight, axis=2)
+        # keys beyond N: their dP is 0, made of zeros of v_tile and of excess
+        dots += tl.sum(dp * (excess + 1.0), axis=2)
     dots = dots / N
     heads = tl.arange(0, HP)[:, None]
     tl.store(row_dot + b * H * N + heads * N + rows[None, :], dots, mask=(heads < H) & (rows[None, :] < N))
