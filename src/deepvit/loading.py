@@ -232,9 +232,28 @@ def diagnose(
             figures=figures,
             progress=progress,
             notes=subject.notes,
+            provenance=train_facts(model, spec, arch, model_args, pretrained),
         )
     except UserError as error:
         raise UserError(f"{subject.name}: {error}") from None
+
+
+def train_facts(
+    model: str, data: str, arch: str | None, model_args: dict[str, Any] | None, pretrained: bool
+) -> dict[str, Any]:
+    """How ``deepvit train`` would be asked for this network, for the commands in the report; empty where it cannot be."""
+    path = Path(model)
+    if (path / "config.yaml").exists():
+        return {"train": {"options": ["--config", str(path / "config.yaml")], "out": str(path)}}
+    if arch is not None:
+        options = ["--model", arch, "--weights", model]
+    elif timm.is_model(model):
+        options = ["--model", model, *(["--weights", "pretrained"] if pretrained else [])]
+    else:
+        return {}  # torchvision and Hugging Face networks are not trained here
+    for key, value in (model_args or {}).items():
+        options += [f"--model.{key}", str(value)]
+    return {"train": {"options": [*options, "--data", data], "out": None}}
 
 
 def pictures_of(spec: str) -> tuple[ImageSet, list[str] | None]:
