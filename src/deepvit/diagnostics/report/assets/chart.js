@@ -89,8 +89,6 @@ function lineChart(host, spec) {
     }
     for (const t of spec.thresholds || []) {
       root.append(svg("line", { class: "threshold", x1: margin.left, x2: width - margin.right, y1: sy(t.value), y2: sy(t.value) }));
-      const above = sy(t.value) - margin.top > 14;
-      root.append(svg("text", { class: "threshold-name", x: margin.left + 4, y: sy(t.value) + (above ? -4 : 12) }, t.label));
     }
     for (const s of series) if (s.heads) s.heads.forEach((heads, i) => {
       for (const value of heads) if (value !== null) root.append(svg("circle", { class: "head", cx: sx(s.x[i]), cy: sy(value), r: 1.5 }));
@@ -103,6 +101,11 @@ function lineChart(host, spec) {
       root.append(svg("path", { class: `line c${s.color}${s.faint ? " faint" : ""}`, d: path(s.x, s.y, sx, sy), "stroke-dasharray": DASHES[s.dash || 0] || null }));
       if (s.x.length <= 64 && spec.blocks && !s.faint) for (let i = 0; i < s.x.length; i++)
         if (s.y[i] !== null) root.append(svg("circle", { class: `dot c${s.color}`, cx: sx(s.x[i]), cy: sy(s.y[i]), r: s.x.length > 36 ? 1.6 : 2.4 }));
+    }
+    for (const t of spec.thresholds || []) {
+      // After the lines, so that its halo keeps it readable where they cross.
+      const above = sy(t.value) - margin.top > 14;
+      root.append(svg("text", { class: "threshold-name", x: margin.left + 4, y: sy(t.value) + (above ? -4 : 12) }, t.label));
     }
     const guide = svg("line", { class: "guide", y1: margin.top, y2: height - margin.bottom, visibility: "hidden" });
     const marks = series.map((s) => svg("circle", { class: `mark c${s.color}`, r: 4.5, visibility: "hidden" }));
