@@ -21,6 +21,8 @@ from torch import Tensor
 NAME = "triton"
 MAX_HEADS = 16
 MAX_HEAD_DIM = 64
+SHARED_MEMORY = 227 * 1024
+"""Bytes that a program may take on compute capability 9.0; the tile sizes are chosen for it."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 INSTEAD = "ask for backend='streaming', or 'auto'"
@@ -56,8 +58,8 @@ def _environment(device: str, index: int | None) -> str | None:
         )
     if torch.version.hip is not None:
         return "it is written for NVIDIA GPUs, not for ROCm"
-    if torch.cuda.get_device_capability(index) < (8, 0):
-        return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
+    if torch.cuda.get_device_properties(index or 0).shared_memory_per_block_optin < SHARED_MEMORY:
+        return "its tiles need 227 KiB of shared memory, as H100, H200 and B200 have"
     return None
 
 
@@ -98,7 +100,7 @@ def default_tiles(heads: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     padded = _power_of_two(heads)
     wide = head_dim > 32
     if dtype == torch.float32:
-        own, other = _rows_and_keys(padded, own=256, area=2048)
+        own, other = _rows_and_keys(padded, own=256, area=4096)
         parts = 2 if wide else 1
         return Tiles(
             row_lse=Tile(64, 64, warps=4),
