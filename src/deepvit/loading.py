@@ -232,7 +232,7 @@ def diagnose(
             figures=figures,
             progress=progress,
             notes=subject.notes,
-            provenance=train_facts(model, spec, arch, model_args, pretrained),
+            provenance={"data": spec, **train_facts(model, spec, arch, model_args, pretrained)},
         )
     except UserError as error:
         raise UserError(f"{subject.name}: {error}") from None

@@ -99,6 +99,18 @@ def test_it_goes_on_after_an_interruption(
     assert len(trained) == 3  # the first run was not trained again
 
 
+def test_runs_at_the_same_time_give_the_same_numbers(
+    recipe: Path, done: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    _, before = done
+    both = study(str(recipe), out=str(tmp_path / "out"), methods=["plain", "reattention"], seeds=[0], jobs=2)
+    assert [run["method"] for run in both["runs"]] == ["plain", "reattention"]
+    one = {run["method"]: run["top1"] for run in before["runs"] if run["seed"] == 0}  # type: ignore[attr-defined]
+    assert {run["method"]: run["top1"] for run in both["runs"]} == {
+        m: one[m] for m in ("plain", "reattention")
+    }
+
+
 def test_another_study_in_the_folder_is_refused(recipe: Path, done: tuple[Path, dict[str, object]]) -> None:
     out, _ = done
     with pytest.raises(UserError, match="holds a study with another train"):

@@ -48,7 +48,7 @@ def compare(runs: list[str], out: str = "compare") -> dict[str, Any]:
         table = [{"run": name, **cells_of(row)} for name, row in rows.items()]
         path = Path(out) / "compare.html"
         curves = {name: curves_of(run.path) for name, run in read.items()}
-        compare_reports(list(found.values()), curves=curves, table=table, out=path, title="Runs side by side")
+        compare_reports(list(found.values()), curves=curves, table=table, out=path)
         result["report"] = str(path)
     write_json(Path(out) / "compare.json", result)
     return result

@@ -36,6 +36,9 @@ class StudyConfig:
     """Options of every run, as --train.epochs 10."""
     out: str = "study"
     """Folder of the study: its runs, tables, figure and report."""
+    jobs: int = 1
+    """Runs at a time, each in a process of its own; small networks share the cores better so, but seconds an epoch then
+    count the others too."""
     overwrite: bool = False
     """Start anew where the folder holds a study with other options."""
 
@@ -46,6 +49,8 @@ class StudyConfig:
         for name, values in (("methods", self.methods), ("seeds", self.seeds), ("depths", self.depths)):
             if len(set(values)) != len(values):
                 raise UserError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        if self.jobs < 1:
+            raise UserError(f"jobs={self.jobs} must be at least 1")
         if any(depth < 1 for depth in self.depths):
             raise UserError(f"depths must be at least 1, not {min(self.depths)}")
         for method in self.methods:

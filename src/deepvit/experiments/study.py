@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import multiprocessing
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -61,21 +66,40 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
     grid = cells(config)
     done: dict[Cell, dict[str, Any]] = {}
     started, trained = time.time(), 0
-    for number, cell in enumerate(grid):
-        if config.train.progress:
-            left = ""
-            if trained:
-                left = f", about {clock((time.time() - started) / trained * (len(grid) - number))} left"
-            print(f"run {number + 1} of {len(grid)}: {cell.label}{left}", file=sys.stderr, flush=True)
-        entry, fresh = run_cell(config, cell)
+    result: dict[str, Any] = {}
+    for number, (cell, entry, fresh) in enumerate(run_cells(config, grid)):
         done[cell] = entry
         trained += fresh
         # After every run: an interrupted study leaves the table of what it has.
         result = summarise(config, recipe, done, time.time() - started)
         write_tables(result, out)
+        if config.train.progress and trained and number + 1 < len(grid):
+            left = clock((time.time() - started) / trained * (len(grid) - number - 1))
+            print(f"{number + 1} of {len(grid)} runs done, about {left} left", file=sys.stderr, flush=True)
     draw_study(result, out)
     write_report(config, done, out, result)
     return result
+
+
+def run_cells(config: StudyConfig, grid: list[Cell]) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
+    """Do the runs, ``config.jobs`` at a time, and give each as it ends: the cell, its entry, whether it was trained now."""
+    if config.jobs == 1:
+        for number, cell in enumerate(grid):
+            if config.train.progress:
+                print(f"run {number + 1} of {len(grid)}: {cell.label}", file=sys.stderr, flush=True)
+            yield cell, *run_cell(config, cell)
+        return
+    # Several small networks at once use the cores better than one after the other: their steps are too short to share.
+    quiet = dataclasses.replace(config, train=dataclasses.replace(config.train, progress=False))
+    threads = max(1, torch.get_num_threads() // config.jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        waiting = {pool.submit(run_cell, quiet, cell): cell for cell in grid}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], *future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def prepare(config: StudyConfig, out: Path) -> None:
@@ -174,7 +198,8 @@ def summarise(
         "versions": versions(),
         "hardware": hardware(),
         "groups": groups,
-        "runs": list(done.values()),
+        "runs": [done[cell] for cell in cells(config) if cell in done],
+        "jobs": config.jobs,
         "out": str(config.out),
     }
 

@@ -291,7 +291,10 @@ def diagnose_run(
             class_names=card.class_names,
             normalize=(card.input["mean"], card.input["std"]),
             progress=False,
-            provenance={"train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)}},
+            provenance={
+                "data": config.data,
+                "train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)},
+            },
         )
     except UserError as error:
         Console(stderr=True).print(f"no collapse report: {error}", highlight=False, markup=False)
