@@ -32,7 +32,7 @@ def sweep_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(o, c, e) of ``core.py``; c and e in the [H] form: sums of squares and of entries of the mixed maps."""
     batch, heads, tokens, width = q.shape
-    blocks = plan(batch, heads, tokens, theta.element_size(), q.device.type, sweeps=1)
+    blocks = plan(batch, heads, tokens, theta.element_size(), q.device.type)
     o = v.new_empty(batch, tokens, heads, width).transpose(1, 2)
     squares, sums = theta.new_zeros(heads), theta.new_zeros(heads)
     dropout = _Dropout(q.device, seed, dropout_p)
@@ -81,7 +81,7 @@ def sweep_backward(
     dM_h = dO_h v_h^T + 2 dsquares_h M_h, so that the statistics cost the sweep one scaling in place.
     """
     batch, heads, tokens, _ = q.shape
-    blocks = plan(batch, heads, tokens, theta.element_size(), q.device.type, sweeps=2)
+    blocks = plan(batch, heads, tokens, theta.element_size(), q.device.type)
     dq, dk, dv = (_empty_like_packed(x) for x in (q, k, v))
     dtheta, theta_t = torch.zeros_like(theta), theta.mT.contiguous()
     dropout = _Dropout(q.device, seed, dropout_p)
