@@ -94,6 +94,23 @@ def test_chosen_blocks_keep_their_numbers():
     assert "attention_similarity" not in apart.measurements.series
 
 
+class Wrapped(torch.nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, **kwargs):
+        return self.block(x, **kwargs)
+
+
+def test_a_block_that_somebody_wrapped_keeps_its_place():
+    model = network("maps_alike", depth=6, start=3)
+    model.blocks[2] = Wrapped(model.blocks[2])
+    report = diagnose(model, [images(4)], progress=False)
+    assert [block.name for block in report.measurements.blocks] == [f"blocks.{i}" for i in range(6)]
+    assert report.verdict.from_block == 3
+
+
 def test_maps_of_chosen_images_are_those_of_the_class_token():
     model, data = network(depth=3, start=9), images(5)
     report = diagnose(model, [data], maps=2, normalize=((0.5,) * 3, (0.5,) * 3), progress=False)

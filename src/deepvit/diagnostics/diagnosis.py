@@ -192,7 +192,7 @@ def _account(plan: Plan, measured: Pass, rows: Sequence[Row], seen: Seen) -> lis
     """How it was measured, in sentences."""
     lines = [
         f"Tokens were measured on {measured.images} images; attention on {measured.attention_images} of them "
-        f"(each {plan.attention_every}th), effective ranks on each {plan.rank_every}th.",
+        f"({_every(plan.attention_every)}), effective ranks on {_every(plan.rank_every)}.",
         "Similarities are means over heads, tokens and images; the paper does not say how it averages. "
         + SIMILAR_RULE[0].upper()
         + SIMILAR_RULE[1:]
@@ -229,6 +229,10 @@ def _account(plan: Plan, measured: Pass, rows: Sequence[Row], seen: Seen) -> lis
             "entropy and distance of the softmax maps, since signed maps have none."
         )
     return lines
+
+
+def _every(step: int) -> str:
+    return "all of them" if step == 1 else f"one in {step}"
 
 
 def _count(loader: Any) -> int | None:

@@ -77,11 +77,13 @@ def make_plan(
     # A map is alive about six times at once: scores, softmax, the check, and the arithmetic of one metric.
     one_map = max(6 * r.layout.windows * r.layout.heads * r.layout.queries * r.keys for r in rows)
     tokens = sum(min(row.patches, plan.patch_limit) * row.tokens.channels for row in rows if row.tokens)
+    # What the model itself holds in a forward pass: a few copies of the tokens, and the MLP's four times as wide.
+    activations = max((12 * row.tokens.tokens * row.tokens.channels for row in rows if row.tokens), default=0)
     budget = memory_mb * 2**20 // 4
     return Plan(
         attention_every=plan.attention_every,
         rank_every=plan.rank_every,
         alignment_per_image=16 if images is None else max(1, -(-plan.alignment_tokens // images)),
         attention_chunk=max(1, min(16, budget // (compared + one_map + tokens))),
-        token_chunk=max(1, min(64, budget // max(1, 2 * tokens))),
+        token_chunk=max(1, min(64, budget // max(1, 2 * tokens + activations))),
     )

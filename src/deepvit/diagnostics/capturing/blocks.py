@@ -16,6 +16,10 @@ from torch import nn
 from deepvit.errors import UserError
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+# Layers that any container may hold twice without repeating a block.
+_PLAIN = frozenset(
+    {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d, nn.Dropout, nn.Identity, nn.ReLU, nn.GELU}
+)
 _NUMBERED = re.compile(r"^(.*?)\d+$")
 
 
@@ -79,7 +83,12 @@ class BlockNames:
         if isinstance(parent, _CONTAINERS):
             alike = [n for n, m in siblings.items() if type(m) is type(module)]
             # A container of one (a stage one block deep) repeats its block once.
-            return len(alike) >= 2 or len(siblings) == 1
+            if len(alike) >= 2 or len(siblings) == 1:
+                return True
+            # One block of several may be wrapped, or of a class of its own that is derived from theirs.
+            types = [type(m) for m in siblings.values()]
+            repeated = tuple({t for t in types if types.count(t) >= 2 and t not in _PLAIN})
+            return bool(repeated) and any(isinstance(part, repeated) for part in module.modules())
         stem = _NUMBERED.match(own)
         if stem is None:
             return False
