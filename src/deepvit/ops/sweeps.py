@@ -92,7 +92,7 @@ def sweep_backward(
             if seed is None:
                 # adds a constant to each row of dM, which changes no gradient, but whose rounding would
                 v_GND = v_GND - v_GND.mean(dim=1, keepdim=True)
-            dk_GND, dv_GND = torch.empty_like(k_GND), torch.empty_like(v_GND)
+            dk_GND, dv_GND = theta.new_empty(2, *k_GND.shape).unbind(0)
             dq_HIND = dq[images].transpose(0, 1)
             for rows in _ranges(tokens, blocks.rows):
                 q_GRD, do_GRD = q_GND[:, rows], do_GND[:, rows]
@@ -151,7 +151,8 @@ def _gather(x: Tensor, images: slice, dtype: torch.dtype) -> Tensor:
     """[B, H, N, D] -> [G, N, D] with heads outermost; a view for one image in the right dtype."""
     if images.stop - images.start == 1:
         return x[images.start].to(dtype)
-    return x[images].transpose(0, 1).to(dtype).flatten(0, 1)
+    x = x[images].transpose(0, 1)
+    return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 1)
 
 
 def _views(like: Tensor, tokens: int, *buffers: Tensor) -> list[Tensor]:
