@@ -53,7 +53,9 @@ def run_engine_suite(
         for number in range(rounds):
             found[BARE].append(isolated(bare_loop, options))
             found[ENGINE].append(isolated(engine_loop, {**options, "out": f"{folder}/run{number}"}))
-    ratios = [e["steps_per_second"] / b["steps_per_second"] for b, e in zip(found[BARE], found[ENGINE], strict=True)]
+    ratios = [
+        e["steps_per_second"] / b["steps_per_second"] for b, e in zip(found[BARE], found[ENGINE], strict=True)
+    ]
     sides = {
         name: {
             "steps_per_second": median(r["steps_per_second"] for r in runs),
@@ -67,7 +69,13 @@ def run_engine_suite(
         "suite": "engine",
         "floor": BARE,
         **machine(),
-        "settings": {"images": images, "batch_size": batch_size, "model": model, "rounds": rounds, "epochs": epochs},
+        "settings": {
+            "images": images,
+            "batch_size": batch_size,
+            "model": model,
+            "rounds": rounds,
+            "epochs": epochs,
+        },
         "sides": sides,
         "ratio": median(ratios),
         "ratio_low": min(ratios),
@@ -83,7 +91,9 @@ def make_photographs(path: Path, count: int) -> Path:
             for i in range(number):
                 coarse = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
                 data = BytesIO()
-                Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(data, "JPEG", quality=75)
+                Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(
+                    data, "JPEG", quality=75
+                )
                 entry = tarfile.TarInfo(f"{part}/class{i % 2}/{i}.jpg")
                 entry.size = data.tell()
                 data.seek(0)
@@ -123,7 +133,9 @@ def bare_loop(options: dict[str, Any]) -> dict[str, float]:
         before = time.perf_counter()
         for x, y in loader:
             logits = model(x.to(device, non_blocking=True))
-            loss = F.cross_entropy(logits, y.to(device, non_blocking=True), label_smoothing=images.label_smoothing)
+            loss = F.cross_entropy(
+                logits, y.to(device, non_blocking=True), label_smoothing=images.label_smoothing
+            )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
             optimizer.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -119,24 +119,42 @@ def run_model_suite(
         for name in dtypes:
             for train in (False, True):
                 rows.append(measure_case(case, name, train, rounds, seconds, memory))
-    growth: dict[str, Any] = {}
-    for side in (PLAIN, "deepvit"):
-        costs = []
-        for depth in depths:
-            shallow = Case(**{**vars(cases[0]), "depth": depth})
-            call = stepper(build(shallow, side), shallow, torch.float32, True)
-            costs.append(against(in_turn({"step": call}, 3), "step")["step"]["median_s"])
-        growth[side] = {"depths": list(depths), "train_step_s": costs, "exponent": exponent(list(depths), costs)}
+    growth = (
+        {side: growth_of(side, cases[0], depths, memory) for side in (PLAIN, "deepvit")}
+        if len(depths) > 1
+        else {}
+    )
     return {"suite": "model", "floor": PLAIN, **machine(), "rows": rows, "growth_with_depth": growth}
 
 
-def measure_case(case: Case, dtype: str, train: bool, rounds: int, seconds: float, memory: bool) -> dict[str, Any]:
+def growth_of(side: str, case: Case, depths: tuple[int, ...], memory: bool) -> dict[str, Any]:
+    """Seconds and peak bytes of a float32 training step over the number of blocks, with fitted exponents."""
+    times, peaks = [], []
+    for depth in depths:
+        deep = replace(case, depth=depth)
+        call = stepper(build(deep, side), deep, torch.float32, True)
+        times.append(against(in_turn({side: call}, 3), side)[side]["median_s"])
+        if memory:
+            peaks.append(isolated(memory_of, deep, side, False, True))
+    found: dict[str, Any] = {
+        "depths": list(depths),
+        "train_step_s": times,
+        "exponent": exponent(list(depths), times),
+    }
+    if memory and None not in peaks:
+        found |= {"peak_extra_bytes": peaks, "memory_exponent": exponent(list(depths), peaks)}
+    return found
+
+
+def measure_case(
+    case: Case, dtype: str, train: bool, rounds: int, seconds: float, memory: bool
+) -> dict[str, Any]:
     """One row: every side's time in turn, and its memory."""
     calls = {}
     for side in SIDES:
         torch.manual_seed(0)
         calls[side] = stepper(build(case, side), case, getattr(torch, dtype), train)
-    sides = against(in_turn(calls, rounds, seconds=seconds), PLAIN)
+    sides: dict[str, Any] = dict(against(in_turn(calls, rounds, seconds=seconds), PLAIN))
     calls.clear()
     result: dict[str, Any] = {
         "case": str(case), "tokens": case.tokens, "dtype": dtype, "mode": "train" if train else "eval", "sides": sides,

@@ -60,7 +60,7 @@ def draw_accuracy(axes: Axes, groups: list[dict[str, Any]], methods: list[str]) 
         axes.set_xlabel("test accuracy (%)")
         axes.margins(y=0.2)
     runs = max(g["top1"]["runs"] for g in groups)
-    axes.set_title(f"accuracy, mean of {runs} seed{'s' if runs > 1 else ''}", fontsize=10)
+    axes.set_title(f"accuracy, mean of {runs} seeds" if runs > 1 else "accuracy of one seed", fontsize=10)
     axes.grid(alpha=0.25)
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -93,13 +94,19 @@ def run_cells(config: StudyConfig, grid: list[Cell]) -> Iterator[tuple[Cell, dic
     quiet = dataclasses.replace(config, train=dataclasses.replace(config.train, progress=False))
     threads = max(1, torch.get_num_threads() // config.jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.jobs, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(config.jobs, context, start_worker, (threads,)) as pool:
         waiting = {pool.submit(run_cell, quiet, cell): cell for cell in grid}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], *future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def start_worker(threads: int) -> None:
+    """Give a process of several its share of the cores, and keep Lightning's notices about itself off the screen."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", module=r"lightning(\..*)?$")
 
 
 def prepare(config: StudyConfig, out: Path) -> None:
