@@ -146,6 +146,20 @@ def test_memory_that_was_never_written_is_never_read(training, monkeypatch):
     assert_close(result, expected, 1e-5, cancelled(197, 4, training))
 
 
+@pytest.mark.parametrize("backend", ["reference", "streaming"])
+def test_running_variance_is_unbiased(backend):
+    """2 x 3 x 3 entries a head: 18 / 17 is a difference that a test can see."""
+    leaves, buffers, grad = problem(3, 8, 4, torch.float64, fresh=False)
+    leaves = {name: x.double() for name, x in leaves.items()}
+    buffers = {name: x.double() for name, x in buffers.items()}
+    result = run(backend, leaves, buffers, grad, training=True, momentum=1.0)
+    q, k, _ = (x.transpose(1, 2) for x in leaves["qkv"].unbind(2))
+    P = torch.softmax(q @ k.mT * 8**-0.5, -1)
+    Z = torch.einsum("hg,bgmn->bhmn", leaves["theta"], P) + leaves["theta_bias"].view(4, 1, 1)
+    torch.testing.assert_close(result["running_var"], Z.var((0, 2, 3)))
+    torch.testing.assert_close(result["running_mean"], Z.mean((0, 2, 3)))
+
+
 def test_views_and_copies_give_the_same_result():
     leaves, _, _ = problem(65, 32, 4, torch.float32, fresh=False)
     views = [x.transpose(1, 2) for x in leaves["qkv"].unbind(2)]

@@ -112,7 +112,9 @@ def test_autocast_gives_half_and_keeps_statistics_in_float32(backend):
         *expected, theta, training=True, backend="reference", running_mean=exact_mean, running_var=exact_var
     )
     assert (out - exact).abs().max() < 2e-2 * exact.abs().max()
-    torch.testing.assert_close(var, exact_var, rtol=1e-2, atol=1e-6)
+    # maps and statistics are float32 inside; 1 - 1e-1 is what momentum keeps of the old variance
+    torch.testing.assert_close(var - 0.9, exact_var - 0.9, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(mean, exact_mean, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("backend", ["reference", "streaming"])
