@@ -143,7 +143,9 @@ def _sureness(
         # The second highest: one block by itself is no collapse either.
         worst = max(_second(values) for values in (shares.get(state, ()) for state in _STATE.values()))
         agree, what = 1 - worst, "show no two blocks in a collapsed state"
-        words = f"at least {agree:.0%} of {images} images {what}"
+        words = (
+            f"all {images} images {what}" if agree == 1 else f"at least {agree:.0%} of {images} images {what}"
+        )
     else:
         agree = main.images_share if main.images_share is not None else 0.0
         words = f"{agree:.0%} of {images} images show it by themselves (mean over these blocks)"
