@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -16,7 +19,19 @@ def effective_rank(matrix: Tensor) -> Tensor:
     """
     values = matrix.to(torch.float64)
     gram = values @ values.mT if values.shape[-2] <= values.shape[-1] else values.mT @ values
-    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    with _one_thread():
+        singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = singular / singular.sum(-1, keepdim=True)
     entropy: Tensor = torch.special.entr(share).sum(-1)
     return entropy.exp()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for many small eigenproblems: two threads of LAPACK wait for each other 30 times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
