@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepvit.benchmarking import attention
-from deepvit.benchmarking.attention import FLOOR, Case, prepare, run_attention_suite
+from deepvit.benchmarking.attention import FLOOR, OFFICIAL, Case, prepare, run_attention_suite
 from deepvit.errors import UserError
 
 TINY = {"rounds": 2, "heads": 2, "head_width": 8, "images": 2}
@@ -21,7 +21,7 @@ def test_tiny_run():
     cases = [(row["tokens"], row["dtype"], row["mode"]) for row in result["rows"]]
     assert cases == [(n, d, m) for n in (9, 18) for d in ("float32", "bfloat16") for m in ("eval", "train")]
     for row in result["rows"]:
-        assert set(row["sides"]) == {FLOOR, "reference", "streaming"} | ({"triton"} & set(row["sides"]))
+        assert set(row["sides"]) == {FLOOR, OFFICIAL, "streaming"} | ({"triton"} & set(row["sides"]))
         assert row["sides"][FLOOR]["ratio"] == 1
         for side in row["sides"].values():
             assert side["rounds"] == 2
@@ -34,15 +34,15 @@ def test_tiny_run():
 def test_memory_is_that_of_the_side_alone():
     """At this size the official formulation holds several maps of 9.4 MB, and streaming one small block."""
     case = Case(1, 640, "float32", True, heads=6, head_width=16)
-    used = {side: attention.isolated(attention.memory_of, case, side) for side in ("reference", "streaming")}
-    assert used["reference"] > 3 * 4 * 6 * 640**2
-    assert used["streaming"] < 0.5 * used["reference"]
+    used = {side: attention.isolated(attention.memory_of, case, side) for side in (OFFICIAL, "streaming")}
+    assert used[OFFICIAL] > 3 * 4 * 6 * 640**2
+    assert used["streaming"] < 0.5 * used[OFFICIAL]
 
 
 @pytest.mark.parametrize("train", [False, True])
 def test_sides_do_the_same_work(train):
     case = Case(2, 9, "float32", train, heads=2, head_width=8)
-    reference, streaming = (prepare(side, case)() for side in ("reference", "streaming"))
+    reference, streaming = (prepare(side, case)() for side in (OFFICIAL, "streaming"))
     torch.testing.assert_close(streaming, reference, rtol=1e-4, atol=1e-4)
     plain = prepare(FLOOR, case)()
     assert len(plain) == 1 if train else plain.shape == (2, 2, 9, 8)

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepvit.benchmarking.measure import against, exponent, in_turn, isolated, machine, peak_extra
+from deepvit.benchmarking.official import make_official
 
 PLAIN = "timm ViT (SDPA)"
-SIDES = {PLAIN: "none", "deepvit": "auto", "official formulation": "reference"}
+OFFICIAL = "official formulation"
+SIDES = {PLAIN: "none", "deepvit": "auto", OFFICIAL: "official"}
 CLASSES = 100
 
 
@@ -50,14 +52,15 @@ DEPTHS = (4, 8, 16)
 
 
 def build(case: Case, side: str) -> nn.Module:
-    """The network of a side: timm's own ViT, or DeepViT by one of its backends; MLP ratio 3 in all."""
+    """The network of a side: timm's own ViT, DeepViT, or DeepViT computed the official way; MLP ratio 3 in all."""
     shape: dict[str, Any] = {
         "img_size": case.img_size, "patch_size": case.patch_size, "depth": case.depth, "embed_dim": case.embed_dim,
         "num_heads": case.num_heads, "num_classes": CLASSES,
     }  # fmt: skip
     if SIDES[side] == "none":
         return timm.create_model("vit_small_patch16_224", mlp_ratio=3.0, **shape)  # type: ignore[no-any-return]
-    return timm.create_model("deepvit_d16_patch16_224", backend=SIDES[side], **shape)  # type: ignore[no-any-return]
+    model = timm.create_model("deepvit_d16_patch16_224", **shape)
+    return make_official(model) if SIDES[side] == "official" else model
 
 
 def stepper(model: nn.Module, case: Case, dtype: torch.dtype, train: bool) -> Callable[[], Any]:

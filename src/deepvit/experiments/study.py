@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from deepvit.diagnostics.report import compare_reports
 from deepvit.errors import UserError
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
+from deepvit.experiments.progress import EpochProgress
 from deepvit.experiments.rows import COLUMNS, curves_of, markdown, measurements, row_of, spread, written
 from deepvit.files import write_atomic, write_json
 from deepvit.training.callbacks import clock
@@ -97,8 +98,12 @@ def run_cells(config: StudyConfig, grid: list[Cell]) -> Iterator[tuple[Cell, dic
     with ProcessPoolExecutor(config.jobs, context, start_worker, (threads,)) as pool:
         waiting = {pool.submit(run_cell, quiet, cell): cell for cell in grid}
         try:
-            for future in as_completed(waiting):
-                yield waiting[future], *future.result()
+            with EpochProgress(config, grid) as progress:
+                while waiting:
+                    ended, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+                    progress.update()
+                    for future in ended:
+                        yield waiting.pop(future), *future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
