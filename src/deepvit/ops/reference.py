@@ -8,6 +8,8 @@ dropout, a 1x1 convolution over heads (theta and its bias), batch norm over head
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -49,7 +51,7 @@ def reattention_maps(
     ``training=True`` the running statistics are updated in place; P is returned as it enters the mixing, that
     is after dropout.
     """
-    options = {
+    options: dict[str, Any] = {
         "theta_bias": theta_bias, "norm": norm, "norm_weight": norm_weight, "norm_bias": norm_bias,
         "running_mean": running_mean, "running_var": running_var, "training": training, "momentum": momentum,
         "eps": eps, "output_scale": output_scale, "dropout_p": dropout_p, "process_group": process_group,
@@ -94,11 +96,14 @@ def _maps(
             Z_BHNN, norm_weight, norm_bias, running_mean, running_var, momentum, eps, process_group
         )
     else:
-        mean, var = (None if x is None else x.to(dtype) for x in (running_mean, running_var))
+        mean = None if running_mean is None else running_mean.to(dtype)
+        var = None if running_var is None else running_var.to(dtype)
         Y_BHNN = F.batch_norm(Z_BHNN, mean, var, norm_weight, norm_bias, training, momentum, eps)
-        if training and running_mean is not None and running_var is not None and mean is not running_mean:
-            running_mean.copy_(mean)
-            running_var.copy_(var)
+        if training and mean is not running_mean:  # the copies in ``dtype`` were updated
+            for buffer, updated in ((running_mean, mean), (running_var, var)):
+                assert buffer is not None
+                assert updated is not None
+                buffer.copy_(updated)
     return P_BHNN, Y_BHNN * output_scale
 
 
