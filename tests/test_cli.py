@@ -92,6 +92,30 @@ def test_a_tar_of_class_folders_trains_too(
     assert "val top-1" in text
 
 
+def test_diagnose_names_what_it_could_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        Image.new("RGB", (40, 40), (80 * i, 20, 90)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    shape = (
+        "--model.depth",
+        "2",
+        "--model.img_size",
+        "32",
+        "--model.embed_dim",
+        "24",
+        "--model.num_heads",
+        "2",
+    )
+    out = tmp_path / "report"
+    code, text, _ = tell(
+        capsys, "diagnose", "vit_tiny_patch16_224", *shape, "--data", str(tmp_path), "--out", str(out)
+    )
+    assert code == 0
+    assert "1 image was left out" in text
+    assert "broken.png" in text
+    assert json.loads((out / "collapse.json").read_text())["provenance"]["images"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

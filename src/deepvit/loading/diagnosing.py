@@ -139,8 +139,13 @@ def show_diagnosis(report: Report) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(report.verdict.headline, style="bold", highlight=False, markup=False)
-    console.print(report.verdict.text, highlight=False, markup=False)
+    verdict = report.verdict
+    console.print(verdict.headline + ".", style="bold", highlight=False, markup=False)
+    console.print(verdict.text.removeprefix(verdict.headline + ". "), highlight=False, markup=False)
+    unreadable = report.measurements.provenance.get("unreadable", [])
+    if unreadable:
+        what = "1 image was" if len(unreadable) == 1 else f"{len(unreadable)} images were"
+        console.print(f"{what} left out: " + "; ".join(unreadable[:3]), highlight=False, markup=False)
     for cure in report.verdict.cures:
         console.print(f"  try {cure.name} in blocks {cure.blocks}: {cure.why}", highlight=False, markup=False)
     for path in report.files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ def from_hugging_face(name: str, local: bool) -> Subject:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
     except ImportError:
         raise UserError("Hugging Face models need the extra: pip install 'deepvit[hf]'") from None
+    # The hub's client tells of each try to connect; what came of them is told below in one line.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config = AutoConfig.from_pretrained(name)
         classifies = any("ImageClassification" in a for a in config.architectures or [])
