@@ -235,7 +235,8 @@ def table_of(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def write_tables(result: dict[str, Any], out: Path) -> None:
     """``study.json``, ``table.md`` and ``table.csv`` (one line a run)."""
-    write_json(out / "study.json", result)
+    # Where it lies is no part of the record, which people copy and publish.
+    write_json(out / "study.json", {name: value for name, value in result.items() if name != "out"})
     headings, rows = table_of(result)
     write_atomic(out / "table.md", markdown(headings, rows))
     text = io.StringIO(newline="")
