@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 import tempfile
 import time
+import warnings
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -106,6 +107,7 @@ def engine_loop(options: dict[str, Any]) -> dict[str, float]:
     from deepvit.experiments.rows import curves_of
     from deepvit.training.run import train
 
+    warnings.filterwarnings("ignore", module=r"lightning(\..*)?$")  # notices about itself, as on the command line
     run = train(**options)
     seconds = [value for _, value in curves_of(run.path)["seconds"][1:]]
     steps = len(seconds) * (run.result["steps"] // run.result["epochs"])
