@@ -179,8 +179,9 @@ def test_data_mistakes_are_one_line(
     assert "'z'" in refused(strange)
     broken = tmp_path / "broken"
     for part in ("train", "val"):
-        (broken / part / "a").mkdir(parents=True)
-        Image.new("RGB", (32, 32)).save(broken / part / "a" / "0.png")
+        for label in ("a", "b"):
+            (broken / part / label).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(broken / part / label / "0.png")
     (broken / "train" / "a" / "1.png").write_bytes(b"no image at all")
     assert "1.png" in refused(broken)
 

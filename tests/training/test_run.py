@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,66 @@ def test_fine_tuning_from_a_run_keeps_its_body(finished: deepvit.training.Run, t
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "16"])
+def test_mixed_precision_trains_and_clips(
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def seen(parameters: object, most: float) -> torch.Tensor:
+        norms.append(most)
+        return clip(parameters, most)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", seen)
+    run = deepvit.train(**tiny(tmp_path / "run", epochs=1, precision=precision, clip_grad=0.5))
+    assert norms == [0.5] * run.result["steps"]
+
+
+def test_a_run_that_lost_only_its_record_gets_it_back(finished: deepvit.training.Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    (copy / "run.json").unlink()
+    again = deepvit.train(out=str(copy), resume=True, progress=False, devices="cpu")
+    for name in ("val/top1", "val/loss", "epochs", "steps"):
+        assert again.result[name] == pytest.approx(finished.result[name]), name
+
+
+def test_kept_best_weights_and_reported_numbers_agree(tmp_path: Path) -> None:
+    run = deepvit.train(
+        **tiny(tmp_path / "run", epochs=4, keep="best", lr=0.05, warmup_steps=0, max_val_images=None)
+    )
+    assert run.result["val/top1"] == run.result["best/top1"]
+    assert deepvit.evaluate(str(run.path), device="cpu")["top1"] == pytest.approx(run.result["val/top1"])
+
+
+def test_other_processes_of_a_launcher_write_nothing(
+    finished: deepvit.training.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepvit.training import run as module
+
+    assert module.first_process()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not module.first_process()
+
+
+def test_fine_tuning_may_change_drop_path(finished: deepvit.training.Run, tmp_path: Path) -> None:
+    options = {"data": "digits", "weights": str(finished.path), "epochs": 1, "max_train_images": 128,
+               "max_val_images": 50, "diagnose_images": 0, "devices": "cpu", "progress": False}  # fmt: skip
+    tuned = deepvit.train(**options, out=str(tmp_path / "tuned"), drop_path=0.5)
+    assert tuned.info["model_args"]["drop_path_rate"] == 0.5
+    with pytest.raises(UserError, match="does not fit"):
+        deepvit.train(
+            data="digits", weights=str(finished.path), out=str(tmp_path / "no"), model_args={"depth": 4}
+        )
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        deepvit.train(**tiny(tmp_path / "file" / "run", epochs=1))
+
+
 def test_a_diverging_loss_stops_before_the_update(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(cross_entropy="):
         deepvit.train(**tiny(tmp_path / "run", epochs=3, lr=1e18, warmup_steps=0, clip_grad=0))
@@ -198,6 +259,9 @@ def test_a_diverging_loss_stops_before_the_update(tmp_path: Path) -> None:
         ({"lr": -1.0}, "lr=-1.0"),
         ({"resume": True}, "no run to resume"),
         ({"loss_args": {"tokens": "norm"}}, "loss_args"),
+        ({"model_args": {"num_classes": 5}}, "num_classes"),
+        ({"model_args": {"in_chans": 1}}, "in_chans"),
+        ({"augment": {"randaugment": "foo"}}, "foo"),
         ({"losses": {"patch_mixing": 1.0}, "model_args": {**TINY["model_args"], "img_size": 10, "patch_size": 4}}, "divide"),
     ],
 )  # fmt: skip

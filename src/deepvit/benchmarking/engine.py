@@ -107,7 +107,9 @@ def engine_loop(options: dict[str, Any]) -> dict[str, float]:
     from deepvit.experiments.rows import curves_of
     from deepvit.training.run import train
 
-    warnings.filterwarnings("ignore", module=r"lightning(\..*)?$")  # notices about itself, as on the command line
+    warnings.filterwarnings(
+        "ignore", module=r"lightning(\..*)?$"
+    )  # notices about itself, as on the command line
     run = train(**options)
     seconds = [value for _, value in curves_of(run.path)["seconds"][1:]]
     steps = len(seconds) * (run.result["steps"] // run.result["epochs"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deepvit.diagnostics.report import compare_reports
@@ -68,7 +69,7 @@ def cells_of(row: dict[str, float | None]) -> dict[str, str]:
 def show(result: dict[str, Any]) -> None:
     """Print the table with runs as columns, which fits narrow terminals, and the path of the report."""
     console = Console()
-    table = Table("", *result["runs"])
+    table = Table("", *(escape(name) for name in result["runs"]))
     for column, (heading, digits) in COLUMNS.items():
         table.add_row(heading, *(written(row[column], digits) for row in result["runs"].values()))
     console.print(table)

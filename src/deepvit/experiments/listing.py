@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from deepvit import cures, data, models, recipes
 from deepvit.errors import UserError
@@ -78,9 +79,12 @@ def of_dicts(rows: list[dict[str, str]]) -> Listing:
 def show(found: Listing) -> None:
     """Print the list."""
     console = Console()
-    table = Table(*found.headings, show_lines=len(found.headings) > 3)
+    first, *others = found.headings
+    # The name is what a person types next: it is never cut, the rest folds.
+    name = Column(first, no_wrap=True, min_width=max((len(row[0]) for row in found.rows), default=0))
+    table = Table(name, *(Column(heading, overflow="fold") for heading in others), show_lines=len(others) > 2)
     for row in found.rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     console.print(table)
     if found.note:
         console.print(found.note, highlight=False, markup=False)

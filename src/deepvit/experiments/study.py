@@ -41,6 +41,7 @@ _EXTENDED = (
     "out",
     "overwrite",
     "title",
+    "jobs",
 )  # growing these keeps the runs that are done
 
 
@@ -124,7 +125,10 @@ def prepare(config: StudyConfig, out: Path) -> None:
         config_of(config, cell)
     plain = yaml.safe_load(yaml.safe_dump(asdict(config)))  # as the file has it: tuples are lists there
     path = out / "study.yaml"
-    if path.exists():
+    if config.overwrite:
+        shutil.rmtree(out / "runs", ignore_errors=True)
+    # A recipe that failed before its first run left no work that could be lost.
+    if path.exists() and any((out / "runs").glob("*")):
         stored = yaml.safe_load(path.read_text())
         for name, value in plain.items():
             if (
@@ -132,13 +136,10 @@ def prepare(config: StudyConfig, out: Path) -> None:
                 and stored.get(name) != value
                 and not _same_but_shown(stored.get(name), value)
             ):
-                if config.overwrite:
-                    shutil.rmtree(out / "runs", ignore_errors=True)
-                    break
                 raise UserError(
                     f"{out} holds a study with another {name}: give another --out, or --overwrite"
                 )
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(out.iterdir()) and not path.exists():
         raise UserError(f"{out} holds something that is not a study: give another folder with --out")
     write_atomic(path, yaml.safe_dump({**plain, "overwrite": False}, sort_keys=False, allow_unicode=True))
 

@@ -52,6 +52,14 @@ def load_subject(
     """
     arguments = dict(model_args or {})
     path = Path(spec)
+    own = path.is_dir() or spec.startswith(("hf:", "torchvision:"))
+    for option, given in (("--arch", arch), ("--model.KEY", model_args)):
+        if own and given:
+            raise UserError(
+                f"{option} goes with a timm name or a checkpoint file; {spec} says itself what it is"
+            )
+    if pretrained and (path.exists() or spec.startswith("hf:")):
+        raise UserError(f"--pretrained goes with a timm or torchvision name; {spec} has weights of its own")
     if path.is_dir() or (spec.startswith("hf:")):
         if (path / "config.yaml").exists() or (path / "model.json").exists():
             return from_run(path)

@@ -14,7 +14,7 @@ from deepvit import cures, models
 from deepvit.data import ImageData, ImageSet
 from deepvit.errors import UserError
 from deepvit.training.config import TrainConfig
-from deepvit.training.deploy import ModelCard, load_deployed
+from deepvit.training.deploy import ModelCard, read_card
 
 SMALL = 96  # up to this side in pixels images keep their own size; a ViT for 224 pixels would only blur them
 
@@ -67,21 +67,31 @@ def build_model(
     Raises:
         UserError: an unknown model or argument, weights that do not fit, a cure that the model cannot take.
     """
+    for name, why in (("num_classes", "comes from the data"), ("in_chans", "is 3: grey images become RGB")):
+        if name in config.model_args:
+            raise UserError(f"--model.{name} {why}; leave it out")
     arguments = sized_for(config, native_size)
     for name, value in (("drop_path_rate", config.drop_path), ("drop_rate", config.head_dropout)):
         if value is not None:
-            arguments.setdefault(name, value)
+            if name in config.model_args:
+                raise UserError(f"--model.{name} is given twice, also by its own option: leave one out")
+            arguments[name] = value
     count = len(class_names)
     present: list[dict[str, Any]] = []
     if config.weights is not None and (Path(config.weights) / "model.json").exists():
-        model, old = load_deployed(config.weights)
+        old = read_card(config.weights)
         if old.arch != config.model and config.model != TrainConfig.model:
             raise UserError(
                 f"--weights {config.weights} holds {old.arch}, not {config.model}: leave out --model"
             )
-        arch, arguments, present = old.arch, {**old.model_args}, old.cures
-        if old.class_names != class_names:
-            model.reset_classifier(count)  # type: ignore[operator]
+        arch, arguments, present = old.arch, {**old.model_args, **arguments}, old.cures
+        model = models.create(arch, num_classes=count, **arguments)
+        model = cures.reapply(model, present) if present else model
+        file = Path(config.weights) / "model.safetensors"
+        other = old.class_names != class_names
+        models.load_weights(
+            model, models.load_state(file), source=str(file), name=arch, reset_classifier=other
+        )
     elif config.weights == "pretrained":
         arch = config.model
         model = models.create(arch, pretrained=True, num_classes=count, **arguments)

@@ -99,11 +99,13 @@ class RunLog(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
         """Take over the rows of the epochs that are done."""
-        if trainer.current_epoch and self.path.exists():
+        self.read(trainer.current_epoch)
+
+    def read(self, epochs: int) -> None:
+        """Read the rows of the first ``epochs`` epochs from the file, where there is one."""
+        if epochs and self.path.exists():
             with self.path.open(newline="") as file:
-                self.rows = [
-                    row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch
-                ]
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
         """Start the clock of the epoch."""

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -191,7 +192,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
     )  # fmt: skip
     table = Table("class", "accuracy %")
     for name, value in sorted(result["per_class"].items(), key=lambda item: item[1])[:20]:
-        table.add_row(name, f"{value:.2f}")
+        table.add_row(Text(name), f"{value:.2f}")
     console.print(table)
     if len(result["per_class"]) > 20:
         console.print(f"the 20 worst of {len(result['per_class'])} classes; all are in the JSON of --out")

@@ -109,6 +109,15 @@ class Classifier(lightning.LightningModule):
         self._sums, self._count = {}, 0
         return means, count
 
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip by norm; Lightning refuses to with a fused optimizer in mixed precision, since fp16 may scale within it.
+
+        A fused optimizer is not used with fp16 (``optim.build_optimizer``), so gradients are unscaled here.
+        """
+        if self.config.clip_grad:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer's step, then the moving average of the weights."""
         super().optimizer_step(*args, **kwargs)

@@ -70,7 +70,10 @@ def build_optimizer(
         groups += param_groups_weight_decay(extra, config.weight_decay)
     groups = [group for group in groups if group["params"]]
     # One fused kernel for all parameters where the device has it; the step is otherwise hundreds of small ones.
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    # Not with fp16: its gradients are scaled, and a fused step would unscale them after they were clipped.
+    fused = config.precision != "16" and all(
+        p.device.type in ("cpu", "cuda") for g in groups for p in g["params"]
+    )
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=fused)
 
 

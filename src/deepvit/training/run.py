@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,21 @@ def train(config: TrainConfig | None = None, **options: Any) -> Run:
         options = {**vars(config), **options}
     config = TrainConfig.from_options(options)
     out = Path(config.out or default_out(config))
-    check_folder(out, resume=config.resume, overwrite=config.overwrite)
+    if first_process():
+        check_folder(out, resume=config.resume, overwrite=config.overwrite)
     if config.resume:
         stored = TrainConfig.from_yaml(out / "config.yaml")
         config.check_continues(stored)
         if (out / "run.json").exists():
             return read_run(out)
-        free = {n: getattr(config, n) for n in ("devices", "workers", "progress", "compile")}
+        free = {n: getattr(config, n) for n in ("devices", "workers", "progress", "compile", "log_every")}
         config = TrainConfig.from_options({**vars(stored), **free, "out": str(out), "resume": True})
     return _train(config, out)
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes: launchers start the same command once for each device."""
+    return not any(int(os.environ.get(name, "0") or 0) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def default_out(config: TrainConfig) -> str:
@@ -67,6 +74,10 @@ def _train(config: TrainConfig, out: Path) -> Run:
     lightning.seed_everything(config.seed, verbose=False)
     data = open_data(config.data)  # its own split, whatever the seed of the run: runs stay comparable
     classes = len(data.class_names)
+    if classes < 2:
+        raise UserError(
+            f"{config.data} has one class only ({data.class_names[0]}): there is nothing to tell apart"
+        )
     model, card = build_model(config, data.class_names, native_size(data))
     options = {
         "workers": config.workers,
@@ -90,14 +101,17 @@ def _train(config: TrainConfig, out: Path) -> Run:
     module = Classifier(model, objective, config, classes, steps, images_per_step)
 
     # From here on files are written: everything that the user could have got wrong has been looked at.
-    if config.overwrite:
-        clear_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "config.yaml", config.to_yaml())
+    images.train_dataloader()  # an augmentation that cannot be read is told here
+    if first_process():
+        if config.overwrite:
+            clear_folder(out)
+        write_atomic(out / "config.yaml", config.to_yaml())
     checkpoint = out / "checkpoints" / "last.ckpt"
     announce(config, out, model, card, images, trainer)
     fit(trainer, module, images, checkpoint if config.resume and checkpoint.exists() else None, out)
 
+    if not progress.rows:  # it had ended before, and only its record was missing
+        progress.read(config.epochs + config.cooldown_epochs)
     network = module.evaluated
     card.weights = "ema" if module.ema is not None else "last"
     if config.keep == "best":
@@ -107,7 +121,7 @@ def _train(config: TrainConfig, out: Path) -> Run:
         return Run(out, {"result": module.val_results})
     network = network.cpu().eval()
     save_deployed(out, network, card)
-    info = record(config, out, module, card, progress, time.time() - started)
+    info = record(config, module, card, progress, time.time() - started)
     diagnose_run(config, out, network, card, images)
     write_json(out / "run.json", info)  # last: a folder with this file is a finished run
     return Run(out, info)
@@ -144,14 +158,19 @@ def announce(
 
 
 def record(
-    config: TrainConfig, out: Path, module: Classifier, card: ModelCard, log: RunLog, seconds: float
+    config: TrainConfig, module: Classifier, card: ModelCard, log: RunLog, seconds: float
 ) -> dict[str, Any]:
-    """The record of a run: what was asked, on what it ran, what came out."""
+    """The record of a run: what was asked, on what it ran, what the deployed weights reach."""
     rows = log.rows
     times = sorted(float(row["seconds"]) for row in rows)
+    top1 = [float(row["val/top1"]) for row in rows]
+    # The weights of the epoch first to be best are those that BestWeights kept.
+    deployed = rows[top1.index(max(top1))] if config.keep == "best" else rows[-1]
     result = {
-        **module.val_results,
-        "best/top1": max(float(row["val/top1"]) for row in rows),
+        **{name: float(deployed[name]) for name in ("val/top1", "val/top5", "val/loss")},
+        "epoch": int(deployed["epoch"]),
+        "best/top1": max(top1),
+        "last/top1": top1[-1],
         "seconds_per_epoch": times[len(times) // 2],
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "epochs": len(rows),
@@ -204,6 +223,8 @@ def diagnose_run(
 def show(run: Run) -> None:
     """Print the result of a run and where it lies."""
     result = run.result
+    if not first_process():
+        return
     print(
         f"val top-1 {result['val/top1']:.2f}%, top-5 {result['val/top5']:.2f}%, loss {result['val/loss']:.4f}; "
         f"{result['parameters'] / 1e6:.2f} M parameters, {result['seconds_per_epoch']:.1f} s an epoch, "

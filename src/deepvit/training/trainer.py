@@ -41,13 +41,13 @@ def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, Ru
     # Its notices (devices found, tips, products) are not about the user's work; warnings and errors stay.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)
     trainer = lightning.Trainer(
         accelerator=accelerator,
         devices=devices,
         precision=parse_precision(config.precision, accelerator),
         max_epochs=config.epochs + config.cooldown_epochs,
         accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.clip_grad or None,
         callbacks=callbacks,
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
         enable_progress_bar=False,
