@@ -14,18 +14,12 @@ from deepvit.errors import UserError
 from deepvit.ops import reattention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+HEADS = {1: (1, 2, 12), 17: (1, 2, 3, 5, 8, 12), 65: (1, 2, 3, 6, 12), 197: (1, 2, 3, 12), 577: (1, 12)}
 SIZES = [
-    (1, 16, 1),
-    (1, 33, 12),
-    (17, 33, 4),
-    (17, 16, 2),
-    (65, 35, 3),
-    (65, 16, 12),
-    (197, 32, 12),
-    (197, 64, 6),
-    (197, 35, 5),
-    (577, 32, 12),
-    (17, 32, 1),
+    (tokens, width, heads)
+    for tokens, some in HEADS.items()
+    for width in (16, 32, 33, 35, 64)
+    for heads in some
 ]
 """(tokens, head width, heads)"""
 

@@ -1,43 +1,64 @@
-"""How much of the maps is in memory at once: whole images, or some query rows of one image.
+"""How much of the maps is in memory at once, and which lane computes what: whole images, or rows of one image.
 
-One buffer holds the maps of all heads of a block. Small buffers stay in the processor's cache; large ones mean
-fewer calls and larger matrix products. Measured on two cores of an AMD EPYC (1 MiB of second-level cache each),
-H = 12, D = 32, float32, each as time over scaled_dot_product_attention's, forward / forward and backward:
+One buffer holds the maps of all heads of a block. Measured with two lanes on two cores of an AMD EPYC (1 MiB of
+second-level cache each), H = 12, D = 32, float32, each as time over scaled_dot_product_attention's, forward /
+forward and backward, by the size of one buffer:
 
-    17 tokens   1 image 2.1 / 2.7    4 images 1.4 / 1.8   16 images 1.2 / 1.8   64 images 1.1 / 1.9
-    65 tokens   1 image 1.4 / 1.6    4 images 1.3 / 1.6    8 images 1.3 / 1.7   32 images 1.5 / 2.4
-    197 tokens  197 rows 1.5 / 1.6   99 rows 1.4 / 1.6    66 rows 1.4 / 1.6
-    577 tokens  577 rows 1.8 / 2.9  193 rows 1.6 / 1.7    96 rows 1.4 / 1.5     48 rows 1.4 / 1.5
-    1025 tokens 342 rows 1.8 / 2.3  129 rows 1.5 / 1.8    65 rows 1.6 / 1.5     33 rows 1.5 / 1.6
+                 0.5 MiB    0.75 MiB   1 MiB      2 MiB      3 MiB      4 MiB
+      17 tokens  1.0 / 1.1  1.0 / 1.0  1.0 / 1.1  1.0 / 1.1  1.0 / 1.3  1.0 / 1.0
+      65 tokens  1.5 / 1.5  1.4 / 1.3  1.4 / 1.2  1.4 / 1.3  1.5 / 1.2  1.5 / 1.2
+     197 tokens  1.5 / 1.8  1.5 / 1.7  1.5 / 1.6  1.5 / 1.6  1.5 / 1.7  1.6 / 1.7
+     577 tokens  1.7 / 1.8  1.5 / 1.5  1.5 / 1.6  1.5 / 1.5  1.5 / 1.5  1.5 / 1.6
+    1025 tokens  2.3 / 2.3  2.0 / 2.1  2.1 / 2.0  2.0 / 1.8  1.9 / 1.8  1.9 / 1.8
 
-Every size is best near 1 MiB a buffer with whole images, and near 2 MiB with rows of one image.
+Small blocks read the keys and values once for few rows; from 1 to 2 MiB on it hardly matters.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
-_IMAGE_BYTES = 1 << 20
-"""Bytes of one buffer of maps (all heads) on a processor, where it holds several whole images."""
-_ROW_BYTES = 2 << 20
-"""The same where it holds one image or a part of one."""
+_BUFFER_BYTES = 2 << 20
+"""Bytes of one buffer of maps (all heads) on a processor; a lane has two of them forward and three backward."""
+_SHARE_BYTES = 256 << 10
+"""Maps that a lane must have to be worth waking: below, a handover costs as much as it saves."""
 _DEVICE_BYTES = 256 << 20
 """The same on an accelerator, where a launch costs more than memory."""
 
 
-class Blocks(NamedTuple):
-    """Images and query rows handled at once; either images == 1 or rows == N."""
+class Block(NamedTuple):
+    """Images and query rows handled at once: either one image or all rows; ``number`` counts all blocks."""
 
-    images: int
-    rows: int
+    number: int
+    images: slice
+    rows: slice
 
 
-def plan(batch: int, heads: int, tokens: int, itemsize: int, device: str) -> Blocks:
-    """Blocks for maps of ``batch`` x ``heads`` x ``tokens`` x ``tokens`` entries of ``itemsize`` bytes."""
+def plan(batch: int, heads: int, tokens: int, itemsize: int, device: str, lanes: int) -> list[list[Block]]:
+    """The blocks of each lane, in order, for maps of ``batch`` x ``heads`` x ``tokens`` x ``tokens`` entries.
+
+    Blocks have nearly the same size, and lanes nearly the same number of them. An image's rows may be shared by
+    neighbouring lanes.
+    """
     one_image = heads * tokens * tokens * itemsize
-    rows = _ROW_BYTES if device == "cpu" else _DEVICE_BYTES
-    if one_image > rows:
-        count = -(-one_image // rows)  # of equal blocks
-        return Blocks(1, -(-tokens // count))
-    images = _IMAGE_BYTES if device == "cpu" else _DEVICE_BYTES
-    return Blocks(max(1, min(batch, images // one_image)), tokens)
+    lanes = max(1, min(lanes, batch * one_image // _SHARE_BYTES))
+    limit = _BUFFER_BYTES if device == "cpu" else _DEVICE_BYTES
+    if one_image > limit or batch < lanes:
+        count = -(-one_image // limit)  # of equal blocks an image
+        while batch * count % lanes and count < tokens:
+            count += 1
+        step = -(-tokens // count)
+        pieces = [(slice(i, i + 1), rows) for i in range(batch) for rows in _ranges(tokens, step)]
+    else:
+        count = -(-batch // max(1, limit // one_image))
+        count = -(-count // lanes) * lanes
+        pieces = [(images, slice(0, tokens)) for images in _ranges(batch, -(-batch // count))]
+    blocks = [Block(number, *piece) for number, piece in enumerate(pieces)]
+    lanes = min(lanes, len(blocks))
+    bounds = [len(blocks) * lane // lanes for lane in range(lanes + 1)]
+    return [blocks[start:stop] for start, stop in pairwise(bounds)]
+
+
+def _ranges(total: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]

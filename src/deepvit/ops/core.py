@@ -10,7 +10,8 @@
     need_stats  bool
     dropout_p   float         dropout on the maps; a backend that has none refuses it in ``why_not``
 
-    o  [B, H, N, D]   dtype of v:  o_h = (sum_g theta[h, g] (P_g - 1/N)) v_h,   P_g = softmax(scale q_g k_g^T)
+    o  [B, H, N, D]   o_h = (sum_g theta[h, g] (P_g - 1/N)) v_h,   P_g = softmax(scale q_g k_g^T);
+                      dtype of v, or theta's, which has more digits
     c  second moments, a sum over b, m, n and not a mean, dtype of theta; zeros where need_stats is false:
        [H, H]  c[g, g'] = sum of (P_g - 1/N) (P_g' - 1/N), centred before the product, or
        [H]     c[h] = sum of (sum_g theta[h, g] (P_g - 1/N))^2, the diagonal of theta c theta^T: which of the two

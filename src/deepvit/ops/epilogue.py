@@ -11,6 +11,8 @@ Synchronising over processes therefore costs 3 H + 3 numbers a layer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -63,7 +65,7 @@ def run_core(
             if norm_bias is not None:
                 shift = shift + output_scale * norm_bias.to(exact)
         o_BHND, _, _ = core(q, k, v, gain[:, None] * theta, scale, False, dropout_p)
-        return o_BHND + (shift.view(heads, 1, 1) * u_BH1D).to(o_BHND.dtype)
+        return _affine(o_BHND, None, shift, u_BH1D, v.dtype)
 
     o_BHND, c, e_H = core(q, k, v, theta, scale, True, dropout_p)
     squares_H = ((theta @ c) * theta).sum(dim=1) if c.dim() == 2 else c
@@ -88,8 +90,47 @@ def run_core(
         # Batch norm takes the bias away again: its gradient is zero, and zero is not "no gradient", at which
         # distributed data parallel would stop.
         shift = shift + bias * 0
-    gain_H11 = gain.view(heads, 1, 1).to(o_BHND.dtype)
-    return torch.addcmul((shift.view(heads, 1, 1) * u_BH1D).to(o_BHND.dtype), o_BHND, gain_H11)
+    return _affine(o_BHND, gain, shift, u_BH1D, v.dtype)
+
+
+def _affine(o: Tensor, gain: Tensor | None, shift: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
+    """gain_h o_h + shift_h u_h in ``dtype``; ``gain`` None is 1."""
+    if torch._C._are_functorch_transforms_active() or not torch.is_grad_enabled():
+        return _affine_forward(o, gain, shift, u, dtype)
+    out: Tensor = _Affine.apply(o, gain, shift, u, dtype)
+    return out
+
+
+def _affine_forward(o: Tensor, gain: Tensor | None, shift: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
+    shift_BH1D = (shift.view(-1, 1, 1) * u).to(o.dtype)
+    out = o + shift_BH1D if gain is None else torch.addcmul(shift_BH1D, o, gain.view(-1, 1, 1).to(o.dtype))
+    return out.to(dtype)
+
+
+class _Affine(torch.autograd.Function):
+    """``_affine_forward``, whose gradients of gain and shift are one sum a head: over numbers that may cancel to a
+    hundredth of what they are, so that they are added in float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, o: Tensor, gain: Tensor | None, shift: Tensor, u: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(None if gain is None else o, gain, shift, u)
+        ctx.dtype = o.dtype
+        return _affine_forward(o, gain, shift, u, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        o, gain, shift, u = ctx.saved_tensors
+        exact = torch.float32 if grad.device.type == "mps" else torch.float64
+        grad = grad.to(ctx.dtype)
+        over_tokens = grad.sum(dim=2, keepdim=True, dtype=exact)
+        dshift = (over_tokens * u).sum(dim=(0, 2, 3)).to(shift.dtype)
+        du = (over_tokens * shift.view(-1, 1, 1)).to(u.dtype)
+        if gain is None:
+            return grad, None, dshift, du, None
+        dgain = (grad * o).sum(dim=(0, 2, 3), dtype=exact).to(gain.dtype)
+        return grad * gain.view(-1, 1, 1).to(grad.dtype), dgain, dshift, du, None
 
 
 def _gain(weight: Tensor | None, var: Tensor, eps: float, output_scale: float) -> Tensor:

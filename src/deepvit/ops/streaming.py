@@ -1,9 +1,10 @@
 """The streaming backend: maps are made block by block, used, and forgotten; any device, any floating dtype.
 
-The arithmetic is in ``sweeps.py``, the sizes of the blocks in ``blocking.py``. Here are its two
-registrations: an ``autograd.Function`` for eager work, which costs little and takes part in torch.func's
-transforms, and the custom operators ``deepvit::streaming_core`` and ``deepvit::streaming_core_backward``,
-opaque to torch.compile and torch.export, which torch.func does not accept.
+The arithmetic is in ``sweeps.py``, the sizes of the blocks in ``blocking.py``, the threads in ``lanes.py``. Here
+are its registrations: an ``autograd.Function`` for eager work, another for torch.func's transforms (whose form
+costs 50 microseconds a call, as much as a small layer's arithmetic), and the custom operators
+``deepvit::streaming_core`` and ``deepvit::streaming_core_backward``, opaque to torch.compile and torch.export,
+which torch.func does not accept.
 """
 
 # B batch, H heads, N tokens, D head width
@@ -28,13 +29,25 @@ def why_not(q: Tensor, dropout_p: float) -> str | None:
 def core(
     q: Tensor, k: Tensor, v: Tensor, theta: Tensor, scale: float, need_stats: bool, dropout_p: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The inner operator (see ``core.py``). Dropout draws one seed from torch's CPU generator."""
+    """The inner operator (see ``core.py``). Dropout draws one seed from torch's CPU generator.
+
+    With one or two heads it computes in float64: a gradient that is a number a head has nothing beside it then,
+    and where it cancels by chance float32 keeps too few digits. Nobody waits for networks of two heads.
+    """
+    if q.shape[1] <= 2 and q.device.type != "mps":
+        theta = theta.double()
     # A seed and not a mask is what the backward pass needs: the mask is drawn again, block by block.
     seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
+    call: Any
     if torch.compiler.is_compiling():
-        o, c, e = torch.ops.deepvit.streaming_core(q, k, v, theta, seed, scale, need_stats, dropout_p)
+        call = torch.ops.deepvit.streaming_core
+    elif torch._C._are_functorch_transforms_active():
+        call = _FunctionalCore.apply
+    elif torch.is_grad_enabled():
+        call = _Core.apply
     else:
-        o, c, e = _Core.apply(q, k, v, theta, seed, scale, need_stats, dropout_p)
+        call = sweep_forward
+    o, c, e = call(q, k, v, theta, seed, scale, need_stats, dropout_p)
     return o, c, e if dropout_p > 0 else None
 
 
@@ -46,21 +59,38 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 class _Core(torch.autograd.Function):
     """(q, k, v, theta, seed, scale, need_stats, dropout_p) -> (o, c, e)."""
 
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = sweep_forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor, dc: Tensor, de: Tensor) -> tuple[Tensor | None, ...]:
+        # create_graph=True: a function whose own derivative says that there is none
+        sweep: Any = _FunctionalBackward.apply if torch.is_grad_enabled() else sweep_backward
+        options = (ctx.scale, ctx.need_stats, ctx.dropout_p)
+        return *sweep(do, dc, de, *ctx.saved_tensors, *options), None, None, None, None
+
+
+class _FunctionalCore(torch.autograd.Function):
+    """The same for torch.func."""
+
     forward = staticmethod(sweep_forward)
     setup_context = staticmethod(_save)
 
     @staticmethod
     def backward(ctx: Any, do: Tensor, dc: Tensor, de: Tensor) -> tuple[Tensor | None, ...]:
         options = (ctx.scale, ctx.need_stats, ctx.dropout_p)
-        grads = _CoreBackward.apply(do, dc, de, *ctx.saved_tensors, *options)
+        grads = _FunctionalBackward.apply(do, dc, de, *ctx.saved_tensors, *options)
         return *grads, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return _each(_Core, info.batch_size, in_dims, inputs)
+        return _each(_FunctionalCore, info.batch_size, in_dims, inputs)
 
 
-class _CoreBackward(torch.autograd.Function):
+class _FunctionalBackward(torch.autograd.Function):
     """A function of its own, so that torch.func hands it plain tensors; it has no derivative."""
 
     forward = staticmethod(sweep_backward)
@@ -77,7 +107,7 @@ class _CoreBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return _each(_CoreBackward, info.batch_size, in_dims, inputs)
+        return _each(_FunctionalBackward, info.batch_size, in_dims, inputs)
 
 
 def _each(function: Any, size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> Any:
@@ -118,7 +148,7 @@ def _(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    o = v.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    o = theta.new_empty(batch, tokens, heads, width).transpose(1, 2)
     return o, theta.new_empty(heads), theta.new_empty(heads)
 
 
