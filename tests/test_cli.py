@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepvit.cli import COMMANDS, load, main, normalise
+from deepvit.cli import COMMANDS, given_options, load, main, normalise
 
 
 def tell(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -223,6 +223,8 @@ def test_help_shows_every_option_with_a_line(name: str, capsys: pytest.CaptureFi
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert f"deepvit {name}" in text
+    assert "``" not in text
+    assert ":func:" not in text
     if COMMANDS[name].config:
         import dataclasses
 
@@ -255,6 +257,26 @@ def test_normalise() -> None:
     for words in (["0,1,2"], ["0", "1", "2"], ["[0, 1, 2]"]):
         assert read("--seeds", *words, "--out", "x") == ["--seeds", "[0, 1, 2]", "--out", "x"]
     assert read("--methods", "plain,attnscale@last:6") == ["--methods", '["plain", "attnscale@last:6"]']
+
+
+def test_given_options_are_those_that_were_typed_or_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text("epochs: 3\naugment: {crop_padding: 0}\n")
+    words = ["--resume=true", "--model_args.depth", "4", "--config", str(tmp_path / "options.yaml"), "--lr=1"]
+    assert given_options(words) == {"resume", "model_args", "epochs", "augment", "lr"}
+
+
+def test_convert_takes_the_models_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from deepvit.models import create
+
+    shape = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_classes": 5}
+    torch.save(create("deepvit_d16_patch16_224", **shape).state_dict(), tmp_path / "small.pth")
+    source, target = str(tmp_path / "small.pth"), str(tmp_path / "small.safetensors")
+    code, _, errors = tell(capsys, "convert", source, target)
+    assert (code, "--model" in errors) == (2, True)
+    model = ["--model", "deepvit_d16_patch16_224", "--model.embed_dim", "24", "--model.depth", "1"]
+    code, out, errors = tell(capsys, "convert", source, target, *model)
+    assert (code, errors) == (0, "")
+    assert "deepvit_d16_patch16_224" in out
 
 
 def test_module_and_version() -> None:

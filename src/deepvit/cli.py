@@ -31,6 +31,7 @@ class Command:
     show: str  # "module:name": prints what the function returned
     positional: tuple[tuple[str, str | None], ...] = ()  # (name, nargs)
     config: str | None = None  # "module:Dataclass" whose fields are the options; otherwise the function's own
+    given: bool = False  # the function also takes the names of the options that were given
 
 
 COMMANDS: dict[str, Command] = {
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Command] = {
         "deepvit.training.run:train",
         "deepvit.training.run:show",
         config="deepvit.training.config:TrainConfig",
+        given=True,
     ),
     "evaluate": Command(
         "top-1, top-5 and loss of a run on a data set",
@@ -152,10 +154,25 @@ def run(name: str, arguments: list[str]) -> None:
             what = command.positional[0][0]
             raise UserError(f"name a {what} first: deepvit {name} quickstart (deepvit list {what}s)")
         first, arguments = [arguments[0]], ["--config", *arguments]
-    parsed = parser.instantiate(parser.parse_args(normalise(arguments, kinds)))
+    words = normalise(arguments, kinds)
+    parsed = parser.instantiate(parser.parse_args(words))
     schema: Any = load(command.config)
     config = schema(**{f.name: parsed[f.name] for f in dataclasses.fields(schema)})
-    load(command.show)(load(command.function)(*first, config=config))
+    extra = {"given": given_options(words)} if command.given else {}
+    load(command.show)(load(command.function)(*first, config=config, **extra))
+
+
+def given_options(words: list[str]) -> set[str]:
+    """Names of the options in a normalised command line and in the files that its ``--config`` names."""
+    names: set[str] = set()
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            names.add(re.split(r"[.=]", word[2:], maxsplit=1)[0])
+        if word == "--config":
+            import yaml
+
+            names |= set(yaml.safe_load(Path(value).read_text()) or {})
+    return names - {"config"}
 
 
 def load(path: str) -> Callable[..., Any]:
@@ -192,6 +209,9 @@ def build_parser(name: str, command: Command) -> tuple[Any, dict[str, str]]:
         parser.add_class_arguments(source, skip=positional, as_group=False)
     else:
         parser.add_function_arguments(source, skip=positional, as_group=False)
+    for action in parser._actions:
+        if isinstance(action.help, str):
+            action.help = without_markup(action.help)
     known: set[str] = {o.lstrip("-") for a in parser._actions for o in a.option_strings if o.startswith("--")}
     kinds: dict[str, str] = {}
     for action in parser._actions:
@@ -199,6 +219,11 @@ def build_parser(name: str, command: Command) -> tuple[Any, dict[str, str]]:
         kind = "switch" if hint is bool else "list" if typing.get_origin(hint) is list else ""
         kinds |= dict.fromkeys(action.option_strings, kind)
     return parser, kinds
+
+
+def without_markup(text: str) -> str:
+    """A docstring's text as a terminal shows it: no roles, no doubled backticks."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "")
 
 
 def parameter_docs(source: Any) -> dict[str, str]:

@@ -65,7 +65,7 @@ def test_converted_and_loaded_by_timm(which: Any, shift: int, official: Path, tm
     file = tmp_path / "new" / "s.safetensors"
     # The golden model takes 64-pixel images: the size is told from its position table.
     arguments = {key: value for key, value in S_STYLE.items() if key != "img_size"}
-    told = convert(official, file, "deepvit_s_patch16_224", which, **arguments)
+    told = convert(official, file, "deepvit_s_patch16_224", which, model_args=arguments)
     assert told["model"] == "deepvit_s_patch16_224"
     assert told["model_args"] == {"num_classes": 7, "img_size": [64, 64], **arguments}
     assert told["weights"] == ("raw" if which == "raw" else "ema")
@@ -98,11 +98,13 @@ def test_nothing_is_overwritten_or_left_half_written(official: Path, tmp_path: P
     assert "damaged, cut short" in refused(bad, file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pth"]
     file.write_text("precious")
-    assert "overwrite=True" in refused(official, file, "deepvit_s_patch16_224", **S_STYLE)
+    assert "overwrite=True" in refused(official, file, "deepvit_s_patch16_224", model_args=S_STYLE)
     assert file.read_text() == "precious"
-    convert(official, file, "deepvit_s_patch16_224", overwrite=True, **S_STYLE)
+    convert(official, file, "deepvit_s_patch16_224", overwrite=True, model_args=S_STYLE)
     assert len(load_file(file)) > 10
-    assert "is the source itself" in refused(file, file, "deepvit_s_patch16_224", overwrite=True, **S_STYLE)
+    assert "is the source itself" in refused(
+        file, file, "deepvit_s_patch16_224", overwrite=True, model_args=S_STYLE
+    )
     (tmp_path / "folder.safetensors").mkdir()
     assert "is a folder" in refused(official, tmp_path / "folder.safetensors")
 
@@ -142,9 +144,7 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
         tmp_path / "shared.pth",
         tmp_path / "shared.safetensors",
         "deepvit_d16_patch16_224",
-        img_size=32,
-        embed_dim=24,
-        depth=1,
+        model_args={"img_size": 32, "embed_dim": 24, "depth": 1},
     )
     written = load_file(tmp_path / "shared.safetensors")
     assert torch.equal(written["head.weight"], written["blocks.0.attn.proj.weight"])

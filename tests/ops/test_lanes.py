@@ -102,6 +102,16 @@ def test_a_mode_that_counts_operations_sees_them_all(two_threads):
     assert counter.get_total_flops() == 2 * 12 * 197**2 * (2 * 2 * 16 + 2 * 12)
 
 
+def test_released_lanes_come_back(two_threads):
+    assert lanes.run(int, range(2)) == [0, 1]
+    lanes.scratch("x", 8, torch.float32, torch.device("cpu"))
+    before = threading.active_count()
+    lanes.release()
+    assert threading.active_count() == before - 2
+    assert "held" not in lanes._own.__dict__
+    assert lanes.run(int, range(2)) == [0, 1]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_makes_its_own_lanes(two_threads):

@@ -149,6 +149,13 @@ def test_resuming_a_finished_run_reads_it(finished: deepvit.training.Run) -> Non
 def test_resume_refuses_other_options(finished: deepvit.training.Run) -> None:
     with pytest.raises(UserError, match="--resume goes on with batch_size=128"):
         deepvit.train(out=str(finished.path), resume=True, batch_size=32)
+    # 64 is the default: what was asked for counts, not what differs from the default
+    with pytest.raises(UserError, match="--resume goes on with batch_size=128"):
+        deepvit.train(out=str(finished.path), resume=True, batch_size=64)
+    config = TrainConfig(out=str(finished.path), resume=True)
+    with pytest.raises(UserError, match="--resume goes on with batch_size=128"):
+        deepvit.train(config, given={"out", "resume", "batch_size"})
+    assert deepvit.train(config, given={"out", "resume"}).result == finished.result
 
 
 def test_present_folders_are_not_overwritten(finished: deepvit.training.Run, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def convert(
     model: str | None = None,
     which: Which = "auto",
     overwrite: bool = False,
-    **model_kwargs: Any,
+    model_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the weights of a checkpoint as ``.safetensors`` that ``timm.create_model(checkpoint_path=…)``
     loads.
@@ -102,7 +102,7 @@ def convert(
             sizes.
         which: ``"ema"``, ``"raw"`` or ``"auto"`` (averaged weights where there are any).
         overwrite: replace ``dst`` if it is there.
-        **model_kwargs: the model's own arguments, where they are not the published ones.
+        model_args: the model's own arguments where they are not the published ones, as --model.img_size 64.
 
     Returns:
         ``source, destination, model, model_args, weights`` (``"ema"`` or ``"raw"``), ``tensors,
@@ -126,10 +126,11 @@ def convert(
     name = model if model is not None else infer_model(state)
     if name is None:
         raise UserError(
-            f"{source}: its shapes ({_described(state)}) are those of no published DeepViT; name the model, "
-            f"one of {', '.join(names())} or any timm name, and its arguments"
+            f"{source}: its shapes ({_described(state)}) are those of no published DeepViT; name the model "
+            f"(--model), one of {', '.join(names())} or any timm name, and its arguments (--model.KEY VALUE)"
         )
-    arguments = {**_arguments(state, name, model_kwargs), **model_kwargs}
+    given = dict(model_args or {})
+    arguments = {**_arguments(state, name, given), **given}
     empty = _on_meta(name, **arguments)
     error = fit_error(empty, adapted(empty, state), str(source), name)
     if error is not None:

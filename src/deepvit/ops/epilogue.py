@@ -19,48 +19,31 @@ from torch import Tensor
 
 from .collective import all_reduce_sum
 from .core import Core
+from .options import Options
 
 
-def run_core(
-    core: Core,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    *,
-    theta_bias: Tensor | None,
-    norm: str,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    scale: float,
-    output_scale: float,
-    dropout_p: float,
-    process_group: dist.ProcessGroup | None,
-) -> Tensor:
-    """Re-attention by a fast backend's ``core``; arguments as ``deepvit.ops.reattention`` resolved them."""
+def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options: Options) -> Tensor:
+    """Re-attention by a fast backend's ``core``; the rest as ``deepvit.ops.reattention`` has it."""
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     theta = theta.to(exact)
-    batch, heads, tokens, _ = q.shape
+    batch, heads, tokens, width = q.shape
     u_BH1D = v.sum(dim=2, keepdim=True, dtype=exact)
     row_sum = theta.sum(dim=1)
-    bias = theta.new_zeros(heads) if theta_bias is None else theta_bias.to(exact)
-    dropout_p = dropout_p if training else 0.0
+    bias = theta.new_zeros(heads) if options.theta_bias is None else options.theta_bias.to(exact)
+    norm_bias, output_scale, group = options.norm_bias, options.output_scale, options.process_group
+    running_mean, running_var = options.running_mean, options.running_var
+    scale, dropout_p = options.softmax_scale(width), options.dropout
 
-    if norm == "none" or not training:
+    if options.norm == "none" or not options.training:
         # Scale and shift are known beforehand: the scale goes into theta, and no statistics are taken.
         mean = bias + row_sum / tokens  # what centring took away from each mixed map
-        if norm == "none":
+        if options.norm == "none":
             gain = theta.new_full((heads,), output_scale)
             shift = gain * mean
         else:
             assert running_mean is not None
             assert running_var is not None
-            gain = _gain(norm_weight, running_var.to(exact), eps, output_scale)
+            gain = _gain(options, running_var.to(exact))
             shift = gain * (mean - running_mean.to(exact))
             if norm_bias is not None:
                 shift = shift + output_scale * norm_bias.to(exact)
@@ -71,22 +54,22 @@ def run_core(
     squares_H = ((theta @ c) * theta).sum(dim=1) if c.dim() == 2 else c
     count: Tensor | float = batch * tokens * tokens
     offset_H = None if e_H is None else e_H / count  # mean of the mixed maps, less their row_sum / tokens
-    if process_group is not None:
-        squares_H, offset_H, count = _pool(squares_H, e_H, row_sum, batch, tokens, process_group)
+    if group is not None:
+        squares_H, offset_H, count = _pool(squares_H, e_H, row_sum, batch, tokens, group)
     var_H = squares_H / count
-    if offset_H is not None and process_group is None:
+    if offset_H is not None and group is None:
         var_H = var_H - offset_H.square()
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             mean_H = bias + row_sum / tokens + (0.0 if offset_H is None else offset_H)
-            running_mean.lerp_(mean_H.to(running_mean.dtype), momentum)
+            running_mean.lerp_(mean_H.to(running_mean.dtype), options.momentum)
             # torch's batch norm keeps the unbiased variance, and normalises by the biased one
-            running_var.lerp_((var_H * (count / (count - 1))).to(running_var.dtype), momentum)
-    gain = _gain(norm_weight, var_H, eps, output_scale)
+            running_var.lerp_((var_H * (count / (count - 1))).to(running_var.dtype), options.momentum)
+    gain = _gain(options, var_H)
     shift = theta.new_zeros(heads) if norm_bias is None else output_scale * norm_bias.to(exact)
     if offset_H is not None:
         shift = shift - gain * offset_H
-    if theta_bias is not None:
+    if options.theta_bias is not None:
         # Batch norm takes the bias away again: its gradient is zero, and zero is not "no gradient", at which
         # distributed data parallel would stop.
         shift = shift + bias * 0
@@ -133,10 +116,10 @@ class _Affine(torch.autograd.Function):
         return grad * gain.view(-1, 1, 1).to(grad.dtype), dgain, dshift, du, None
 
 
-def _gain(weight: Tensor | None, var: Tensor, eps: float, output_scale: float) -> Tensor:
+def _gain(options: Options, var: Tensor) -> Tensor:
     """What a normalised map is multiplied by, one number a head."""
-    gain = output_scale * torch.rsqrt(var + eps)
-    return gain if weight is None else gain * weight.to(var.dtype)
+    gain = options.output_scale * torch.rsqrt(var + options.eps)
+    return gain if options.norm_weight is None else gain * options.norm_weight.to(var.dtype)
 
 
 def _pool(

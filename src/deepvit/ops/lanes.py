@@ -74,6 +74,16 @@ def scratch(use: str, numel: int, dtype: torch.dtype, device: torch.device) -> T
     return found[:numel]
 
 
+def release() -> None:
+    """End the lanes and free their memory and the calling thread's (some MiB each); the next call makes them anew."""
+    global _pool, _pool_size
+    with _pool_lock:
+        if _pool is not None:
+            _pool.shutdown()
+        _pool, _pool_size = None, 0
+    _own.__dict__.pop("held", None)
+
+
 def _lanes(size: int) -> ThreadPoolExecutor:
     """The process's pool, with at least ``size`` threads that are all set up."""
     global _pool, _pool_size

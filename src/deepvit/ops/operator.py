@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +13,7 @@ from ..errors import UserError
 from . import reference
 from .choose import backend_module, choose_backend
 from .epilogue import run_core
+from .options import Options
 
 NORMS = ("batch", "none")
 
@@ -71,24 +70,25 @@ def reattention(
     Raises:
         UserError: shapes or options that do not fit, or a backend that cannot run here.
     """
+    options = Options(
+        theta_bias=theta_bias,
+        norm=norm,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        running_mean=running_mean,
+        running_var=running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        scale=scale,
+        output_scale=output_scale,
+        dropout_p=dropout_p,
+        process_group=process_group,
+    )
     if has_torch_function((q, k, v)):
-        options: dict[str, Any] = {
-            "theta_bias": theta_bias,
-            "norm": norm,
-            "norm_weight": norm_weight,
-            "norm_bias": norm_bias,
-            "running_mean": running_mean,
-            "running_var": running_var,
-            "training": training,
-            "momentum": momentum,
-            "eps": eps,
-            "scale": scale,
-            "output_scale": output_scale,
-            "dropout_p": dropout_p,
-            "process_group": process_group,
-            "backend": backend,
-        }
-        result: Tensor = handle_torch_function(reattention, (q, k, v), q, k, v, theta, **options)
+        result: Tensor = handle_torch_function(
+            reattention, (q, k, v), q, k, v, theta, **options._asdict(), backend=backend
+        )
         return result
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
         raise UserError(
@@ -116,24 +116,8 @@ def reattention(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
-    dropout_p = dropout_p if training else 0.0
-    name = choose_backend(q, dropout_p, backend)
-    arguments: dict[str, Any] = {
-        "theta_bias": theta_bias,
-        "norm": norm,
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-        "running_mean": running_mean,
-        "running_var": running_var,
-        "training": training,
-        "momentum": momentum,
-        "eps": eps,
-        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
-        "output_scale": output_scale,
-        "dropout_p": dropout_p,
-        "process_group": process_group,
-    }
+    name = choose_backend(q, options.dropout, backend)
     with torch.autocast(device, enabled=False):
         if name == "reference":
-            return reference.reattention(q, k, v, theta, **arguments)
-        return run_core(backend_module(name).core, q, k, v, theta, **arguments)
+            return reference.reattention(q, k, v, theta, options)
+        return run_core(backend_module(name).core, q, k, v, theta, options)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .collective import all_reduce_sum
+from .options import Options
 
 NAME = "reference"
 
@@ -25,97 +26,49 @@ def why_not(q: Tensor, dropout_p: float) -> str | None:
     return None
 
 
-def reattention_maps(
-    q: Tensor,
-    k: Tensor,
-    theta: Tensor,
-    *,
-    theta_bias: Tensor | None = None,
-    norm: str = "batch",
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    scale: float | None = None,
-    output_scale: float = 1.0,
-    dropout_p: float = 0.0,
-    process_group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
+def reattention_maps(q: Tensor, k: Tensor, theta: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """The attention maps P (softmax) and Y (mixed over heads and normalised), both [B, H, N, N].
 
-    Options are those of :func:`deepvit.ops.reattention`. In half precision the maps are computed and returned
-    in float32, because bfloat16 has too few digits for the variance of nearly uniform maps. With
-    ``training=True`` the running statistics are updated in place; P is returned as it enters the mixing, that
-    is after dropout.
+    Options are those of :func:`deepvit.ops.reattention`, without ``backend``. In half precision the maps are
+    computed and returned in float32, because bfloat16 has too few digits for the variance of nearly uniform maps.
+    With ``training=True`` the running statistics are updated in place; P is returned as it enters the mixing,
+    that is after dropout.
     """
-    options: dict[str, Any] = {
-        "theta_bias": theta_bias, "norm": norm, "norm_weight": norm_weight, "norm_bias": norm_bias,
-        "running_mean": running_mean, "running_var": running_var, "training": training, "momentum": momentum,
-        "eps": eps, "output_scale": output_scale, "dropout_p": dropout_p, "process_group": process_group,
-    }  # fmt: skip
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _maps(q, k, theta, torch.promote_types(q.dtype, torch.float32), scale=scale, **options)
+    return _maps(q, k, theta, Options(**options), torch.promote_types(q.dtype, torch.float32))
 
 
-def _maps(
-    q: Tensor,
-    k: Tensor,
-    theta: Tensor,
-    dtype: torch.dtype,
-    *,
-    theta_bias: Tensor | None,
-    norm: str,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    scale: float,
-    output_scale: float,
-    dropout_p: float,
-    process_group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
+def _maps(q: Tensor, k: Tensor, theta: Tensor, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """P and Y in ``dtype``, which all of it is computed in."""
     q, k = q.to(dtype), k.to(dtype)
-    heads = q.shape[1]
-    P_BHNN = F.softmax((q * scale) @ k.mT, dim=-1)
-    if training and dropout_p > 0:
-        P_BHNN = F.dropout(P_BHNN, dropout_p)
-    bias = None if theta_bias is None else theta_bias.to(dtype)
+    heads, width = q.shape[1], q.shape[3]
+    P_BHNN = F.softmax((q * options.softmax_scale(width)) @ k.mT, dim=-1)
+    if options.dropout > 0:
+        P_BHNN = F.dropout(P_BHNN, options.dropout)
+    bias, weight, shift = (
+        None if x is None else x.to(dtype)
+        for x in (options.theta_bias, options.norm_weight, options.norm_bias)
+    )
     Z_BHNN = F.conv2d(P_BHNN, theta.to(dtype).view(heads, heads, 1, 1), bias)
-    norm_weight, norm_bias = (None if x is None else x.to(dtype) for x in (norm_weight, norm_bias))
-    if norm == "none":
+    if options.norm == "none":
         Y_BHNN = Z_BHNN
-    elif training and process_group is not None:
-        Y_BHNN = _synchronised_batch_norm(
-            Z_BHNN, norm_weight, norm_bias, running_mean, running_var, momentum, eps, process_group
-        )
+    elif options.training and options.process_group is not None:
+        Y_BHNN = _synchronised_batch_norm(Z_BHNN, weight, shift, options, options.process_group)
     else:
-        mean = None if running_mean is None else running_mean.to(dtype)
-        var = None if running_var is None else running_var.to(dtype)
-        Y_BHNN = F.batch_norm(Z_BHNN, mean, var, norm_weight, norm_bias, training, momentum, eps)
-        if training and mean is not running_mean:  # the copies in ``dtype`` were updated
-            for buffer, updated in ((running_mean, mean), (running_var, var)):
+        buffers = options.running_mean, options.running_var
+        mean, var = (None if x is None else x.to(dtype) for x in buffers)
+        Y_BHNN = F.batch_norm(
+            Z_BHNN, mean, var, weight, shift, options.training, options.momentum, options.eps
+        )
+        if options.training and mean is not buffers[0]:  # the copies in ``dtype`` were updated
+            for buffer, updated in zip(buffers, (mean, var), strict=True):
                 assert buffer is not None
                 assert updated is not None
                 buffer.copy_(updated)
-    return P_BHNN, Y_BHNN * output_scale
+    return P_BHNN, Y_BHNN * options.output_scale
 
 
 def _synchronised_batch_norm(
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup,
+    z: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options, group: dist.ProcessGroup
 ) -> Tensor:
     """Batch norm of z [B, H, N, N] whose mean and variance are taken over the maps of every process."""
     dims = (0, 2, 3)
@@ -125,58 +78,22 @@ def _synchronised_batch_norm(
     )
     mean = (total / count).view(1, -1, 1, 1)
     var = (all_reduce_sum((z - mean).square().sum(dims), group) / count).view(1, -1, 1, 1)
+    running_mean, running_var = options.running_mean, options.running_var
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            running_mean.lerp_(mean.flatten().to(running_mean.dtype), momentum)
-            running_var.lerp_((var.flatten() * count / (count - 1)).to(running_var.dtype), momentum)
-    y = (z - mean) * torch.rsqrt(var + eps)
+            running_mean.lerp_(mean.flatten().to(running_mean.dtype), options.momentum)
+            running_var.lerp_((var.flatten() * count / (count - 1)).to(running_var.dtype), options.momentum)
+    y = (z - mean) * torch.rsqrt(var + options.eps)
     y = y if weight is None else y * weight.view(1, -1, 1, 1)
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 
 
-def reattention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    *,
-    theta_bias: Tensor | None,
-    norm: str,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    scale: float,
-    output_scale: float,
-    dropout_p: float,
-    process_group: dist.ProcessGroup | None,
-) -> Tensor:
+def reattention(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options: Options) -> Tensor:
     """Y V, [B, H, N, D] in v's dtype, computed in float64 where the device has it and rounded once.
 
     In float32 the definition as written loses up to three digits in a fresh network: its maps are nearly
     uniform, and the norm divides the rounding of their common part by their tiny deviation.
     """
     dtype = torch.float32 if q.device.type == "mps" else torch.float64
-    _, Y_BHNN = _maps(
-        q,
-        k,
-        theta,
-        dtype,
-        theta_bias=theta_bias,
-        norm=norm,
-        norm_weight=norm_weight,
-        norm_bias=norm_bias,
-        running_mean=running_mean,
-        running_var=running_var,
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        scale=scale,
-        output_scale=output_scale,
-        dropout_p=dropout_p,
-        process_group=process_group,
-    )
+    _, Y_BHNN = _maps(q, k, theta, options, dtype)
     return (Y_BHNN @ v.to(Y_BHNN.dtype)).to(v.dtype)

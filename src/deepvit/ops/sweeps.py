@@ -92,9 +92,9 @@ def sweep_backward(
     With M = sum_g theta P_g (centred), the gradient of o and of the sum of squares meet in one matrix,
     dM_h = dO_h v_h^T + 2 dsquares_h M_h, so that the statistics cost the sweep one scaling in place.
     """
-    heads, tokens = q.shape[1], q.shape[2]
+    tokens = q.shape[2]
     dq, dk, dv = (_empty_like_packed(x) for x in (q, k, v))
-    theta_t, twice_H1 = theta.mT.contiguous(), 2 * dsquares[:, None]
+    twice_H1 = 2 * dsquares[:, None]
     dropout = _Dropout(seed, dropout_p)
 
     def work(share: list[Block]) -> tuple[Tensor, list[tuple[slice, Tensor]]]:
@@ -135,10 +135,10 @@ def sweep_backward(
                         M_HX.add_(dsums[:, None])
                 else:
                     torch.bmm(do_GRD, v_GDN, out=dM)
-                dtheta += _inner(dM, centred, heads)
+                dtheta += torch.mm(M_HX, A_HX.mT)
                 # the maps' gradient, then the scores' in its place
                 dP = A
-                torch.mm(theta_t, M_HX, out=A_HX)
+                torch.mm(theta.mT, M_HX, out=A_HX)
                 if mask is not None:
                     dP.mul_(mask)
                 dS = torch._softmax_backward_data(dP, P_GRN, -1, theta.dtype, grad_input=dP)
@@ -235,12 +235,6 @@ def _gather(use: str, x: Tensor, images: slice, dtype: torch.dtype, centre: bool
 def _put(dk: Tensor, dv: Tensor, images: slice, sums_2GND: Tensor) -> None:
     for gradient, mine in zip((dk, dv), sums_2GND, strict=True):
         gradient[images].transpose(0, 1).copy_(mine.unflatten(0, (gradient.shape[1], -1)))
-
-
-def _inner(a: Tensor, b: Tensor, heads: int) -> Tensor:
-    """[H, H] inner products of a's heads with b's, both [G, R, N]: one product per row, then a sum."""
-    a, b = (x.view(heads, -1, x.shape[-1]).transpose(0, 1) for x in (a, b))
-    return torch.bmm(a, b.mT).sum(dim=0)
 
 
 def _empty_like_packed(x: Tensor) -> Tensor:

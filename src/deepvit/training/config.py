@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -181,16 +182,25 @@ class TrainConfig:
         values["resume"] = values["overwrite"] = False  # a record of the run, not of how it was started
         return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
-    def check_continues(self, stored: TrainConfig) -> None:
+    def changed(self) -> list[str]:
+        """Names of the options that differ from their defaults."""
+        default = TrainConfig()
+        names = [f.name for f in dataclasses.fields(self)]
+        return [name for name in names if getattr(self, name) != getattr(default, name)]
+
+    def check_continues(self, stored: TrainConfig, chosen: Collection[str]) -> None:
         """Refuse to continue ``stored`` with options that would make it another run.
+
+        Args:
+            stored: options of the run.
+            chosen: names of the options that were given now; the others are taken from the run.
 
         Raises:
             UserError: an option was given that differs from the run's.
         """
-        default = TrainConfig()
         for f in dataclasses.fields(self):
             mine, theirs = getattr(self, f.name), getattr(stored, f.name)
-            if f.name not in _FREE_ON_RESUME and mine != getattr(default, f.name) and mine != theirs:
+            if f.name in chosen and f.name not in _FREE_ON_RESUME and mine != theirs:
                 raise UserError(
                     f"--resume goes on with {f.name}={theirs!r} as the run was started, not {mine!r}: "
                     "leave it out, or start another run with --out"

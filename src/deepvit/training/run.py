@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from deepvit.training.objective import Objective, patch_mix
 from deepvit.training.trainer import build_trainer, fit
 
 
-def train(config: TrainConfig | None = None, **options: Any) -> Run:
+def train(config: TrainConfig | None = None, *, given: Collection[str] | None = None, **options: Any) -> Run:
     """Train a classifier and leave a run folder that holds everything about it.
 
     Nothing is written before model and data are known to be right.
 
     Args:
         config: all options at once.
+        given: names of the options in ``config`` that were chosen and do not merely have their defaults: to go on
+            with a run, these must agree with it. None: those that differ from their defaults.
         **options: fields of :class:`TrainConfig` by name (``model="deepvit_s_patch16_224", epochs=10``); with
             ``config``, they replace its fields.
 
@@ -43,7 +46,9 @@ def train(config: TrainConfig | None = None, **options: Any) -> Run:
     Raises:
         UserError: a mistake in the options, the data or the folder, in one line.
     """
+    chosen = set(options)
     if config is not None:
+        chosen |= set(config.changed() if given is None else given)
         options = {**vars(config), **options}
     config = TrainConfig.from_options(options)
     out = Path(config.out or default_out(config))
@@ -51,7 +56,7 @@ def train(config: TrainConfig | None = None, **options: Any) -> Run:
         check_folder(out, resume=config.resume, overwrite=config.overwrite)
     if config.resume:
         stored = TrainConfig.from_yaml(out / "config.yaml")
-        config.check_continues(stored)
+        config.check_continues(stored, chosen)
         if (out / "run.json").exists():
             return read_run(out)
         free = {n: getattr(config, n) for n in ("devices", "workers", "progress", "compile", "log_every")}
