@@ -14,6 +14,8 @@ from deepvit.files import atomic_path
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 MARKS = "osD^vP*X"
+MOST_LINES = len(COLOURS)
+"""More methods than that are rows of a map instead of lines."""
 
 
 def draw_study(result: dict[str, Any], out: Path) -> None:
@@ -25,9 +27,11 @@ def draw_study(result: dict[str, Any], out: Path) -> None:
     figure = Figure(figsize=(10, 4 + 0.12 * max(0, len(methods) - 6)), layout="constrained")
     accuracy, similarity = figure.subplots(1, 2)
     draw_accuracy(accuracy, groups, methods)
-    draw_similarity(similarity, result, methods, out)
-    if len(methods) > 1:
-        similarity.legend(frameon=False, fontsize=8)
+    curves = similarity_curves(result, methods, out)
+    if len(methods) > MOST_LINES:
+        draw_similarity_map(similarity, curves, methods)
+    else:
+        draw_similarity(similarity, curves)
     for suffix in ("png", "svg"):
         with atomic_path(out / f"figure.{suffix}") as temporary:
             figure.savefig(temporary, dpi=160)
@@ -38,9 +42,12 @@ def draw_accuracy(axes: Axes, groups: list[dict[str, Any]], methods: list[str]) 
     several = len({g["depth"] for g in groups}) > 1
     for index, method in enumerate(methods):
         own = [g for g in groups if g["method"] == method]
+        many = (
+            len(methods) > MOST_LINES and not several
+        )  # the names are on the axis; eight colours would come twice
         style: dict[str, Any] = {
-            "color": COLOURS[index % 8],
-            "marker": MARKS[index % 8],
+            "color": COLOURS[0 if many else index % 8],
+            "marker": MARKS[0 if many else index % 8],
             "capsize": 3,
             "label": method,
         }
@@ -56,18 +63,18 @@ def draw_accuracy(axes: Axes, groups: list[dict[str, Any]], methods: list[str]) 
         axes.legend(frameon=False, fontsize=8)
     else:
         axes.set_yticks(range(len(methods)), methods)
-        axes.invert_yaxis()
+        axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlabel("test accuracy (%)")
-        axes.margins(y=0.2)
     runs = max(g["top1"]["runs"] for g in groups)
     axes.set_title(f"accuracy, mean of {runs} seeds" if runs > 1 else "accuracy of one seed", fontsize=10)
     axes.grid(alpha=0.25)
 
 
-def draw_similarity(axes: Axes, result: dict[str, Any], methods: list[str], out: Path) -> None:
-    """Similarity of each block's attention maps with the block before, of the first seed at the largest depth."""
+def similarity_curves(result: dict[str, Any], methods: list[str], out: Path) -> dict[str, list[float | None]]:
+    """Method → similarity of each block's maps with the block before, of the first seed at the largest depth."""
     deepest = max((g["depth"] or 0) for g in result["groups"]) or None
-    for index, method in enumerate(methods):
+    curves = {}
+    for method in methods:
         runs = [
             r
             for r in result["runs"]
@@ -77,15 +84,45 @@ def draw_similarity(axes: Axes, result: dict[str, Any], methods: list[str], out:
             and "diverged" not in r
         ]
         found = measurements(out / "runs" / runs[0]["run"]) if runs else None
-        if found is None or "attention_similarity" not in found.series:
-            continue
-        points = [(i, v) for i, v in enumerate(found.series["attention_similarity"].values) if v is not None]
+        if found is not None and "attention_similarity" in found.series:
+            curves[method] = list(found.series["attention_similarity"].values)
+    return curves
+
+
+def draw_similarity(axes: Axes, curves: dict[str, list[float | None]]) -> None:
+    """One line a method, the first seed's."""
+    for index, (method, values) in enumerate(curves.items()):
+        points = [(i, v) for i, v in enumerate(values) if v is not None]
         axes.plot(
-            [i for i, _ in points], [v for _, v in points], color=COLOURS[index % 8], marker=MARKS[index % 8],
+            [i for i, _ in points], [v for _, v in points], color=COLOURS[index], marker=MARKS[index],
             markersize=4, label=method,
         )  # fmt: skip
     axes.axhline(0.9, color="#888888", linewidth=0.8, linestyle="--")
     axes.set_ylim(-0.25, 1.05)
     axes.set_xlabel("block")
-    axes.set_title("attention similarity with the block before (0.9: a similar block)", fontsize=10)
+    axes.set_title("attention similarity with the block before (0.9: similar)", fontsize=10)
     axes.grid(alpha=0.25)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def draw_similarity_map(axes: Axes, curves: dict[str, list[float | None]], methods: list[str]) -> None:
+    """One row a method, in the order of the accuracies beside it; networks of any depth are drawn equally long."""
+    for index, method in enumerate(methods):
+        values = [v for v in curves.get(method, []) if v is not None]
+        if values:
+            image = axes.imshow(
+                [values],
+                extent=(0, 1, index + 0.45, index - 0.45),
+                aspect="auto",
+                cmap="RdBu_r",
+                vmin=-1,
+                vmax=1,
+            )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_xticks([0, 1], ["first blocks", "last blocks"])
+    axes.set_title("attention similarity with the block before, first seed", fontsize=10)
+    if curves:
+        axes.figure.colorbar(image, ax=axes, fraction=0.05)
