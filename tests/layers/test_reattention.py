@@ -182,7 +182,7 @@ def test_cumulative_momentum():
         ({"dim": 25}, "dim=25 must be a multiple of num_heads=3"),
         ({"init": "zeros"}, "init='zeros'.*official or identity"),
         ({"norm": "layer"}, "norm='layer'.*batch or none"),
-        ({"backend": "flash"}, "backend='flash'.*auto, reference, streaming, triton"),
+        ({"backend": "flash"}, "backend='flash'.*auto, reference, streaming, native, triton"),
     ],
 )
 def test_bad_options_are_named(options, message):

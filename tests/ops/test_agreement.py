@@ -1,8 +1,8 @@
-"""The streaming backend equals the definition: output, every gradient and the running statistics.
+"""The streaming and native backends equal the definition: output, every gradient and the running statistics.
 
 ``reference`` computes in float64 whatever its inputs are: in float32 the definition as written loses up to
-three digits where maps are nearly uniform (the norm divides by a tiny deviation), while streaming, whose maps
-are centred, does not.
+three digits where maps are nearly uniform (the norm divides by a tiny deviation), while these two, whose
+maps are centred, do not.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from deepvit.errors import UserError
-from deepvit.ops import reattention
+from deepvit.ops import lanes, reattention
 
+FAST = ("streaming", "native")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 HEADS = {1: (1, 2, 12), 17: (1, 2, 3, 5, 8, 12), 65: (1, 2, 3, 6, 12), 197: (1, 2, 3, 12), 577: (1, 12)}
 SIZES = [
@@ -81,10 +82,14 @@ def cancelled(tokens, heads, training):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["", "fresh"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_streaming_equals_the_definition(size, dtype, fresh, training):
+@pytest.mark.parametrize(
+    ("backend", "size"),
+    [("streaming", size) for size in SIZES] + [("native", size) for size in SIZES if size[2] > 2],
+    ids=str,
+)
+def test_a_fast_backend_equals_the_definition(backend, size, dtype, fresh, training):
     leaves, buffers, grad = problem(*size, dtype, fresh, batch=1 if size[0] > 500 else 2)
-    result = run("streaming", leaves, buffers, grad, training=training)
+    result = run(backend, leaves, buffers, grad, training=training)
     assert result["out"].dtype == dtype
     zero = cancelled(size[0], size[2], training)
     assert_close(result, run("reference", leaves, buffers, grad, training=training), TOLERANCE[dtype], zero)
@@ -94,9 +99,10 @@ def test_streaming_equals_the_definition(size, dtype, fresh, training):
 @pytest.mark.parametrize(
     "options", [{"norm": "none"}, {"output_scale": 0.2}, {"scale": 0.5, "eps": 0.1, "momentum": 0.7}], ids=str
 )
-def test_options(options, training):
+@pytest.mark.parametrize("backend", FAST)
+def test_options(backend, options, training):
     leaves, buffers, grad = problem(33, 24, 4, torch.float32, fresh=False)
-    result = run("streaming", leaves, buffers, grad, training=training, **options)
+    result = run(backend, leaves, buffers, grad, training=training, **options)
     expected = truth(leaves, buffers, grad, training=training, **options)
     if options.get("norm") == "none":
         assert result.pop("dnorm_weight") is None
@@ -106,7 +112,7 @@ def test_options(options, training):
     assert_close(result, expected, 1e-5, cancelled(33, 4, training and options.get("norm") != "none"))
 
 
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
+@pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_parameters_may_be_absent(backend):
     leaves, _, grad = problem(17, 8, 3, torch.float32, fresh=False)
     ones = {"norm_weight": torch.ones(3), "norm_bias": torch.zeros(3), "theta_bias": torch.zeros(3)}
@@ -117,7 +123,8 @@ def test_parameters_may_be_absent(backend):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_memory_that_was_never_written_is_never_read(training, monkeypatch):
+@pytest.mark.parametrize("backend", FAST)
+def test_memory_that_was_never_written_is_never_read(backend, training, monkeypatch):
     """Fresh buffers hold NaN here; a block that is read before it is written would spread it."""
     empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
 
@@ -135,7 +142,8 @@ def test_memory_that_was_never_written_is_never_read(training, monkeypatch):
         (torch.Tensor, "new_empty", new_empty),
     ):
         monkeypatch.setattr(target, name, poisoned(make))
-    result = run("streaming", leaves, buffers, grad, training=training)
+    lanes.release()
+    result = run(backend, leaves, buffers, grad, training=training)
     monkeypatch.undo()
     assert_close(result, expected, 1e-5, cancelled(197, 4, training))
 
@@ -154,12 +162,13 @@ def test_running_variance_is_unbiased(backend):
     torch.testing.assert_close(result["running_mean"], Z.mean((0, 2, 3)))
 
 
-def test_views_and_copies_give_the_same_result():
+@pytest.mark.parametrize("backend", FAST)
+def test_views_and_copies_give_the_same_result(backend):
     leaves, _, _ = problem(65, 32, 4, torch.float32, fresh=False)
     views = [x.transpose(1, 2) for x in leaves["qkv"].unbind(2)]
     theta = leaves["theta"]
-    of_views = reattention(*views, theta, training=True, backend="streaming")
-    of_copies = reattention(*(x.contiguous() for x in views), theta, training=True, backend="streaming")
+    of_views = reattention(*views, theta, training=True, backend=backend)
+    of_copies = reattention(*(x.contiguous() for x in views), theta, training=True, backend=backend)
     torch.testing.assert_close(of_views, of_copies, rtol=1e-5, atol=1e-6)
 
 

@@ -39,27 +39,46 @@ def test_every_entry_is_in_one_block(shape, lane_count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.parametrize("lane_count", [1, 2, 3, 16])
+@pytest.mark.parametrize(
+    "shape", [(1, 12, 1025), (3, 12, 577), (8, 12, 197), (94, 12, 17), (5, 3, 1), (1, 3, 7)], ids=str
+)
+def test_every_row_is_in_one_piece(shape, lane_count):
+    batch, heads, tokens = shape
+    shares = blocking.share_rows(batch, heads, tokens, lane_count)
+    assert 1 <= len(shares) <= lane_count
+    seen, loads = torch.zeros(batch, tokens), []
+    for share in shares:
+        for piece in share:
+            seen[piece.images, piece.rows] += 1
+            assert piece.whole == (piece.rows == slice(0, tokens))
+            assert piece.whole or piece.images.stop - piece.images.start == 1
+        loads.append(sum((p.images.stop - p.images.start) * (p.rows.stop - p.rows.start) for p in share))
+    assert (seen == 1).all()
+    assert max(loads) - min(loads) <= (tokens if batch >= 8 * len(shares) else 1)
+
+
 def test_work_too_small_to_hand_over_stays_with_the_caller():
     assert len(blocking.plan(32, 4, 17, 4, "cpu", 16)) == 1
     assert len(blocking.plan(32, 12, 65, 4, "cpu", 2)) == 2
 
 
 # 577 tokens: the rows of one image are shared by two lanes, so that dk and dv have a part from each
-@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+@pytest.mark.parametrize(("backend", "dropout_p"), [("streaming", 0.0), ("streaming", 0.2), ("native", 0.0)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_lanes_give_what_one_thread_gives(batch, dropout_p, two_threads):
+def test_lanes_give_what_one_thread_gives(backend, batch, dropout_p, two_threads):
     leaves, buffers, grad = problem(577, 16, 6, torch.float32, fresh=False, batch=batch)
     results = []
     for threads in (2, 1):
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        results.append(run("streaming", leaves, buffers, grad, training=True, dropout_p=dropout_p))
+        results.append(run(backend, leaves, buffers, grad, training=True, dropout_p=dropout_p))
     if dropout_p == 0:  # which mask a row gets depends on the blocks
         assert_close(*results, 2e-6, cancelled(577, 6, True))
         assert_close(results[0], truth(leaves, buffers, grad, training=True), 1e-5, cancelled(577, 6, True))
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    again = run("streaming", leaves, buffers, grad, training=True, dropout_p=dropout_p)
+    again = run(backend, leaves, buffers, grad, training=True, dropout_p=dropout_p)
     assert all(torch.equal(again[name], x) for name, x in results[0].items())
 
 
@@ -84,20 +103,22 @@ def test_an_error_in_a_lane_reaches_the_caller(two_threads):
         lanes.run(fail, range(2))
 
 
-def test_inference_mode_and_ordinary_mode_share_memory(two_threads):
+@pytest.mark.parametrize("backend", ["streaming", "native"])
+def test_inference_mode_and_ordinary_mode_share_memory(backend, two_threads):
     q, k, v = torch.randn(3, 2, 12, 197, 16).unbind(0)
     theta = torch.randn(12, 12)
     with torch.inference_mode():
-        first = reattention(q, k, v, theta, norm="none", backend="streaming")
-    assert torch.equal(first, reattention(q, k, v, theta, norm="none", backend="streaming"))
+        first = reattention(q, k, v, theta, norm="none", backend=backend)
+    assert torch.equal(first, reattention(q, k, v, theta, norm="none", backend=backend))
 
 
-def test_a_mode_that_counts_operations_sees_them_all(two_threads):
+@pytest.mark.parametrize("backend", ["streaming", "native"])
+def test_a_mode_that_counts_operations_sees_them_all(backend, two_threads):
     from torch.utils.flop_counter import FlopCounterMode
 
     q, k, v = torch.randn(3, 2, 12, 197, 16).unbind(0)
     with FlopCounterMode(display=False) as counter:
-        reattention(q, k, v, torch.randn(12, 12), norm="none", backend="streaming")
+        reattention(q, k, v, torch.randn(12, 12), norm="none", backend=backend)
     # two products with the head width, and the mixing
     assert counter.get_total_flops() == 2 * 12 * 197**2 * (2 * 2 * 16 + 2 * 12)
 

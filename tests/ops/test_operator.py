@@ -19,7 +19,7 @@ def qkv(heads=2, tokens=5, width=4, batch=2):
         ({"theta": torch.eye(3)}, "2 heads need"),
         ({"norm": "layer"}, "'layer'.*batch or none"),
         ({"dropout_p": 1.0, "training": True}, "dropout_p=1.0"),
-        ({"backend": "cuda", "norm": "none"}, "'cuda'.*choose auto, reference, streaming, triton"),
+        ({"backend": "cuda", "norm": "none"}, "'cuda'.*choose auto, reference, streaming, native, triton"),
         ({}, "running_mean and running_var"),
     ],
 )
@@ -41,10 +41,13 @@ def test_a_backend_by_name_is_never_replaced(monkeypatch):
     q, k, v = qkv()
     with pytest.raises(UserError, match=r"triton.*cannot run here.*(streaming|auto)"):
         reattention(q, k, v, torch.eye(2), norm="none", backend="triton")
-    assert choose_backend(q) == "streaming"
+    assert choose_backend(q) == "streaming"  # two heads
     assert choose_backend(q, 0.1) == "streaming"
+    assert choose_backend(torch.randn(2, 3, 5, 4)) == "native"
+    assert choose_backend(torch.randn(2, 3, 5, 4), 0.1) == "streaming"
     assert choose_backend(q, backend="reference") == "reference"
-    assert set(available_backends(q)) == set(BACKENDS) - {"triton"}
+    assert set(available_backends(q)) == {"reference", "streaming"}
+    assert set(available_backends(torch.randn(2, 3, 5, 4))) == set(BACKENDS) - {"triton"}
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
@@ -61,6 +64,6 @@ def test_maps_times_v_are_the_output(norm, training):
 
     P, Y = reattention_maps(q, k, theta, **options, **running())
     torch.testing.assert_close(P, torch.softmax(q @ k.mT / 2, -1))
-    for backend in ("reference", "streaming"):
+    for backend in ("reference", "streaming", "native"):
         out = reattention(q, k, v, theta, **options, **running(), backend=backend)
         torch.testing.assert_close(out, Y @ v, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What the streaming backend promises besides equality: memory, dropout, autocast, transforms, compile."""
+"""What the streaming and native backends promise besides equality: memory, dropout, autocast, transforms, compile."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def make(tokens, heads=3, width=8, batch=2, dtype=torch.float32, seed=0):
     return q, k, v, theta
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-def test_saved_bytes_grow_with_tokens_not_their_square(dropout_p):
+@pytest.mark.parametrize(("name", "dropout_p"), [("streaming", 0.0), ("streaming", 0.1), ("native", 0.0)])
+def test_saved_bytes_grow_with_tokens_not_their_square(name, dropout_p):
     def saved_bytes(tokens, backend):
         q, k, v, theta = make(tokens)
         storages = {}
@@ -34,7 +34,7 @@ def test_saved_bytes_grow_with_tokens_not_their_square(dropout_p):
             reattention(q, k, v, theta, training=True, dropout_p=dropout_p, backend=backend)
         return sum(storages.values())
 
-    small, large = saved_bytes(64, "streaming"), saved_bytes(512, "streaming")
+    small, large = saved_bytes(64, name), saved_bytes(512, name)
     assert large < 8.5 * small
     # the counter sees maps where maps are kept
     assert saved_bytes(512, "reference") > 30 * saved_bytes(64, "reference")
@@ -97,7 +97,7 @@ def test_dropout_differs_between_calls_and_is_off_in_evaluation():
     assert torch.equal(*(reattention(q, k, v, theta, training=False, **args) for _ in range(2)))
 
 
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
+@pytest.mark.parametrize("backend", ["reference", "streaming", "native"])
 def test_autocast_gives_half_and_keeps_statistics_in_float32(backend):
     q, k, v, theta = make(33)
     mean, var = torch.zeros(3), torch.ones(3)
@@ -134,8 +134,12 @@ def test_gradcheck(backend, norm, training):
     assert torch.autograd.gradcheck(f, (q, k, v, theta, bias, weight, shift), fast_mode=True)
 
 
-def test_functional_transforms_agree_with_the_definition():
-    q, k, v, theta = (x.detach() for x in make(6, dtype=torch.float64))
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [("streaming", torch.float64, {}), ("native", torch.float32, {"rtol": 1e-4, "atol": 1e-4})],
+)
+def test_functional_transforms_agree_with_the_definition(name, dtype, tolerance):
+    q, k, v, theta = (x.detach() for x in make(6, dtype=dtype))
 
     def loss(backend):
         return lambda q: reattention(q, k, v, theta, training=True, backend=backend).square().sum()
@@ -143,18 +147,20 @@ def test_functional_transforms_agree_with_the_definition():
     def rows(backend):
         return lambda q: reattention(q, k, v, theta, training=True, backend=backend).sum((2, 3))
 
-    torch.testing.assert_close(torch.func.grad(loss("streaming"))(q), torch.func.grad(loss("reference"))(q))
-    torch.testing.assert_close(
-        torch.func.jacrev(rows("streaming"))(q), torch.func.jacrev(rows("reference"))(q)
-    )
+    def same(a, b):
+        torch.testing.assert_close(a, b, **tolerance)
+
+    same(torch.func.grad(loss(name))(q), torch.func.grad(loss("reference"))(q))
+    same(torch.func.jacrev(rows(name))(q), torch.func.jacrev(rows("reference"))(q))
     many = torch.stack([q, 2 * q])
-    each = torch.func.vmap(torch.func.grad(loss("streaming")))(many)
-    torch.testing.assert_close(each, torch.stack([torch.func.grad(loss("reference"))(x) for x in many]))
+    each = torch.func.vmap(torch.func.grad(loss(name)))(many)
+    same(each, torch.stack([torch.func.grad(loss("reference"))(x) for x in many]))
 
 
-def test_second_derivative_is_refused():
+@pytest.mark.parametrize("backend", ["streaming", "native"])
+def test_second_derivative_is_refused(backend):
     q, k, v, theta = make(6)
-    out = reattention(q, k, v, theta, training=True, backend="streaming")
+    out = reattention(q, k, v, theta, training=True, backend=backend)
     (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(NotImplementedError, match="reference"):
         first.sum().backward()
@@ -166,13 +172,15 @@ def test_custom_operators_are_registered_right():
     for p in (0.0, 0.2):
         args = (q, k, v, theta, seed if p else None, 0.5, True, p)
         torch.library.opcheck(torch.ops.deepvit.streaming_core, args)
+    torch.library.opcheck(torch.ops.deepvit.native_core, (q, k, v, theta, None, 0.5, True, 0.0))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compile_sees_one_graph_and_gives_the_same(training):
+@pytest.mark.parametrize("backend", ["streaming", "native"])
+def test_compile_sees_one_graph_and_gives_the_same(backend, training):
     torch.manual_seed(0)
-    layer, x = ReAttention(24, 3, backend="streaming").train(training), torch.randn(2, 10, 24)
-    twin = ReAttention(24, 3, backend="streaming").train(training)
+    layer, x = ReAttention(24, 3, backend=backend).train(training), torch.randn(2, 10, 24)
+    twin = ReAttention(24, 3, backend=backend).train(training)
     twin.load_state_dict(layer.state_dict())
     compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
     a, b = layer(x), compiled(x)
@@ -185,8 +193,9 @@ def test_compile_sees_one_graph_and_gives_the_same(training):
     assert layer.var_norm.num_batches_tracked == twin.var_norm.num_batches_tracked
 
 
-def test_export_of_the_layer_in_evaluation():
-    layer, x = ReAttention(24, 3).eval(), torch.randn(2, 10, 24)
+@pytest.mark.parametrize("backend", ["streaming", "native"])
+def test_export_of_the_layer_in_evaluation(backend):
+    layer, x = ReAttention(24, 3, backend=backend).eval(), torch.randn(2, 10, 24)
     shapes = ({0: torch.export.Dim("images", min=1, max=64)}, None, None)
     program = torch.export.export(layer, (x,), dynamic_shapes=shapes[:1])
     other = torch.randn(5, 10, 24)

@@ -7,9 +7,9 @@ from types import ModuleType
 from torch import Tensor
 
 from ..errors import UserError
-from . import reference, streaming
+from . import native, reference, streaming
 
-BACKENDS = ("reference", "streaming", "triton")
+BACKENDS = ("reference", "streaming", "native", "triton")
 """Every backend's name; ``auto`` stands for the choice among them."""
 
 
@@ -19,7 +19,7 @@ def backend_module(name: str) -> ModuleType:
         from . import triton_backend
 
         return triton_backend
-    return {"reference": reference, "streaming": streaming}[name]
+    return {"reference": reference, "streaming": streaming, "native": native}[name]
 
 
 def choose_backend(q: Tensor, dropout_p: float = 0.0, backend: str = "auto") -> str:
@@ -47,7 +47,8 @@ def available_backends(q: Tensor, dropout_p: float = 0.0) -> list[str]:
 
 
 def _fastest(q: Tensor, dropout_p: float) -> str:
-    # By what was measured: streaming is the fastest on the CPU at every size in benchmarks/results. The triton
+    # By what was measured (benchmarks/results): on a processor native takes about the time of ordinary fused
+    # attention at every size, and streaming up to twice that; elsewhere streaming is the fastest so far. The triton
     # backend has not been timed on a GPU yet (benchmarks/gpu_attention.py does it), so that it runs when it is
     # asked for by name; it takes the place here when its figures are in.
-    return "streaming"
+    return "streaming" if native.why_not(q, dropout_p) else "native"

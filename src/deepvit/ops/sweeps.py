@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import lanes
 from .blocking import Block, plan
+from .registration import token_major
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -34,8 +35,8 @@ def sweep_forward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(o, c, e) of ``core.py``; c and e in the [H] form: sums of squares and of entries of the mixed maps."""
-    batch, heads, tokens, width = q.shape
-    o = theta.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    _, heads, tokens, width = q.shape
+    o = token_major(q, theta.dtype)
     dropout = _Dropout(seed, dropout_p)
     # Either gives the same o. Statistics need the maps centred; centring v as well takes away what the entries of
     # a row have in common of their rounding. Maps smaller than v are cheaper to centre.
@@ -93,7 +94,7 @@ def sweep_backward(
     dM_h = dO_h v_h^T + 2 dsquares_h M_h, so that the statistics cost the sweep one scaling in place.
     """
     tokens = q.shape[2]
-    dq, dk, dv = (_empty_like_packed(x) for x in (q, k, v))
+    dq, dk, dv = (token_major(x) for x in (q, k, v))
     twice_H1 = 2 * dsquares[:, None]
     dropout = _Dropout(seed, dropout_p)
 
@@ -235,8 +236,3 @@ def _gather(use: str, x: Tensor, images: slice, dtype: torch.dtype, centre: bool
 def _put(dk: Tensor, dv: Tensor, images: slice, sums_2GND: Tensor) -> None:
     for gradient, mine in zip((dk, dv), sums_2GND, strict=True):
         gradient[images].transpose(0, 1).copy_(mine.unflatten(0, (gradient.shape[1], -1)))
-
-
-def _empty_like_packed(x: Tensor) -> Tensor:
-    """[B, H, N, D] that lies in memory as [B, N, H, D], as the projections around attention want it."""
-    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)

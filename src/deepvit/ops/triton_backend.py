@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .registration import token_major
+
 NAME = "triton"
 MAX_HEADS = 16
 MAX_HEAD_DIM = 64
@@ -159,12 +161,6 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def _token_major(like: Tensor) -> Tensor:
-    """Empty [B, H, N, D] that lies in memory as [B, N, H, D]: joining the heads afterwards needs no copy."""
-    batch, heads, tokens, dim = like.shape
-    return like.new_empty((batch, tokens, heads, dim)).transpose(1, 2)
-
-
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
@@ -194,7 +190,7 @@ def _forward(
 
     batch, heads, tokens, _ = q.shape
     theta = theta.contiguous()
-    o = _token_major(v)
+    o = token_major(v)
     lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
     if q.numel() == 0:
         return o, theta.new_zeros((heads, heads)), lse
@@ -220,7 +216,7 @@ def _forward(
 def _(
     q: Tensor, k: Tensor, v: Tensor, theta: Tensor, scale: float, need_stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _token_major(v), theta.new_empty(theta.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return token_major(v), theta.new_empty(theta.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("deepvit::triton_core_backward", mutates_args=())
@@ -240,7 +236,7 @@ def _backward(
 
     batch, heads, tokens, _ = q.shape
     theta, dc = theta.contiguous(), dc.contiguous()
-    dq, dk, dv = _token_major(q), _token_major(k), _token_major(v)
+    dq, dk, dv = token_major(q), token_major(k), token_major(v)
     if q.numel() == 0:
         return dq, dk, dv, torch.zeros_like(theta)
     tiles = _tiles(q)
@@ -273,7 +269,7 @@ def _(
     scale: float,
     need_stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _token_major(q), _token_major(k), _token_major(v), torch.empty_like(theta)
+    return token_major(q), token_major(k), token_major(v), torch.empty_like(theta)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
