@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from deepvit.benchmarking import run as run_module
 from deepvit.benchmarking.engine import BARE, ENGINE, run_engine_suite
 from deepvit.benchmarking.measure import exponent, in_turn, peak_extra
-from deepvit.benchmarking.networks import PLAIN, SIDES, TINY, build, run_model_suite
+from deepvit.benchmarking.networks import OFFICIAL, PLAIN, REFERENCE, SIDES, TINY, build, run_model_suite
 from deepvit.benchmarking.run import benchmark, keep
 from deepvit.benchmarking.tables import table_of
 from deepvit.errors import UserError
@@ -20,15 +21,16 @@ from deepvit.errors import UserError
 def test_all_sides_are_the_same_network_but_for_attention() -> None:
     counts = {side: sum(p.numel() for p in build(TINY[0], side).parameters()) for side in SIDES}
     heads, depth = TINY[0].num_heads, TINY[0].depth
-    assert counts["deepvit"] == counts["official formulation"]
+    assert counts["deepvit"] == counts[OFFICIAL] == counts[REFERENCE]
     assert counts["deepvit"] - counts[PLAIN] == depth * (heads * heads + 3 * heads)
 
 
 def test_the_model_suite_and_its_table(tmp_path: Path) -> None:
-    result = run_model_suite(TINY, ("float32", "bfloat16"), rounds=2, memory=False, depths=(1, 2))
+    cases = (*TINY, replace(TINY[0], sides=SIDES))
+    result = run_model_suite(cases, ("float32", "bfloat16"), rounds=2, memory=False, depths=(1, 2))
     assert [(row["dtype"], row["mode"]) for row in result["rows"]] == [
         ("float32", "eval"), ("float32", "train"), ("bfloat16", "eval"), ("bfloat16", "train"),
-    ]  # fmt: skip
+    ] * 2  # fmt: skip
     for row in result["rows"]:
         assert row["sides"][PLAIN]["ratio"] == 1.0
         assert all(side["median_s"] > 0 and side["rounds"] == 2 for side in row["sides"].values())
@@ -39,6 +41,7 @@ def test_the_model_suite_and_its_table(tmp_path: Path) -> None:
     for row in result["rows"]:
         assert f"{row['sides']['deepvit']['ratio']:.2f}" in text
     assert "fitted exponents over blocks (1, 2)" in text
+    assert f"{REFERENCE}: time" in text  # a side that some cases have only
 
 
 def test_the_engine_suite(tmp_path: Path) -> None:

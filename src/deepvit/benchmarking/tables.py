@@ -20,7 +20,9 @@ def table_of(result: dict[str, Any]) -> str:
     lines = [f"# Suite {result['suite']}", "", f"{head}. Floor: {result['floor']}.", ""]
     if result["suite"] == "engine":
         return "\n".join([*lines, *engine_lines(result), ""])
-    others = [name for name in result["rows"][0]["sides"] if name != result["floor"]]
+    others = list(
+        dict.fromkeys(name for row in result["rows"] for name in row["sides"] if name != result["floor"])
+    )
     lines += [
         "Times as ratios to the floor of the same round: median [quartiles]; memory: ratio of peak extra bytes.", "",
         "| case | dtype | mode | floor | " + " | ".join(f"{name}: time | memory" for name in others) + " |",

@@ -29,15 +29,16 @@ INLINE vec exp2_of(vec x) {
  * uniform it is as large as a thousandth of what they differ by. Without statistics a centred v does the same. */
 template <bool exact>
 static void softmax_row(float *row, i64 tokens, i64 ld) {
-    const i64 end = up(tokens, LANES);
-    for (i64 n = tokens; n < end; n++) row[n] = -INFINITY;
+    const i64 end = up(tokens, LANES), full = end - LANES;
+    static constexpr uint32_t lane[16] __attribute__((aligned(64))) = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const auto behind = *(const bits *)lane >= (uint32_t)(tokens - full); /* lanes of the last vector with no token */
+    store(row + full, behind ? all(-INFINITY) : load(row + full));
     vec top = load(row);
     for (i64 n = LANES; n < end; n += LANES) {
         const vec x = load(row + n);
         top = x > top ? x : top;
     }
-    float most = top[0];
-    for (int i = 1; i < LANES; i++) most = top[i] > most ? top[i] : most;
+    const float most = most_of(top);
     vec total = {};
     for (i64 n = 0; n < end; n += LANES) {
         const vec x = exp2_of(load(row + n) - most);
@@ -55,7 +56,8 @@ static void softmax_row(float *row, i64 tokens, i64 ld) {
         const float mean = (sum_of(rest) + (float)(end - tokens) * centre) * centre;
         for (i64 n = 0; n < end; n += LANES) store(row + n, load(row + n) - mean);
     }
-    for (i64 n = tokens; n < ld; n++) row[n] = 0;
+    store(row + full, behind ? vec{} : load(row + full));
+    for (i64 n = end; n < ld; n += LANES) store(row + n, vec{});
 }
 
 /* The gradient of a row of maps -> the gradient of its scores, in place; `map` is less 1 / tokens. */

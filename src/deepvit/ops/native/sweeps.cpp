@@ -22,8 +22,7 @@ struct Sweep {
 /* Where everything lies in the scratch memory. */
 struct Room {
     i64 ld, padded, columns, rows, bytes = 0;
-    float *maps, *mixed, *k_columns, *v_columns, *k_rows, *v_rows, *dk, *dv, *q_tiles, *g_tiles, *some, *theta,
-        *theta_t, *squares, *mean;
+    float *maps, *mixed, *k_columns, *v_columns, *k_rows, *v_rows, *dk, *dv, *some, *squares, *mean;
 
     Room(i64 H, i64 N, i64 D, i64 block, bool backward, char *base) {
         ld = up(N, LANES);
@@ -37,9 +36,7 @@ struct Room {
         };
         take(maps, H * block * ld);
         take(k_columns, H * columns);
-        take(q_tiles, (block + TILE_ROWS) * D);
         take(some, block * padded);
-        take(theta, (H + TILE_ROWS) * H);
         take(squares, H * LANES);
         take(mean, D);
         if (!backward) {
@@ -51,8 +48,6 @@ struct Room {
         take(k_rows, H * rows);
         take(dk, H * rows);
         take(dv, H * rows);
-        take(g_tiles, (block + TILE_ROWS) * D);
-        take(theta_t, (H + TILE_ROWS) * H);
     }
 };
 
@@ -65,10 +60,9 @@ template <bool exact>
 static void make_maps(const Sweep &s, const Room &r, i64 image, i64 first, i64 rows) {
     for (i64 h = 0; h < s.heads; h++) {
         float *maps = r.maps + h * rows * r.ld;
-        read_rows(r.some, s.q, image, h, first, rows, s.width, r.padded);
-        const Left q = pack_left(r.q_tiles, r.some, rows, s.width, r.padded, 1, s.scale * (float)M_LOG2E);
+        read_rows(r.some, s.q, image, h, first, rows, s.width, r.padded, s.scale * (float)M_LOG2E, nullptr);
         const Right k = {r.k_columns + h * r.columns, TILE_COLUMNS, TILE_COLUMNS * s.width};
-        product(rows, up(s.tokens, LANES), s.width, q, k, maps, r.ld, 0);
+        product(rows, up(s.tokens, LANES), s.width, left_of_rows(r.some, r.padded, rows), k, maps, r.ld, 0);
         for (i64 m = 0; m < rows; m++) softmax_row<exact>(maps + m * r.ld, s.tokens, r.ld);
     }
 }
@@ -77,19 +71,15 @@ extern "C" void deepvit_forward(const Sweep *sweep) {
     const Sweep &s = *sweep;
     const i64 H = s.heads, N = s.tokens, D = s.width;
     const Room r(H, N, D, s.block, false, s.scratch);
-    const Left theta = pack_left(r.theta, s.theta, H, H, H, 1, 1);
+    const Left theta = left_of_rows(s.theta, H, H);
     for (i64 image = 0; image < s.images; image++) {
         for (i64 h = 0; h < H; h++) {
             read_columns(r.k_columns + h * r.columns, s.k, image, h, N, D, nullptr);
-            float *v = r.v_rows + h * r.rows;
             read_mean(r.mean, s.v, image, h, N, D);
-            read_rows(v, s.v, image, h, 0, N, D, r.padded);
-            for (i64 n = 0; n < N; n++)
-                for (i64 d = 0; d < D; d++) v[n * r.padded + d] -= r.mean[d];
-            memset(v + N * r.padded, 0, 4 * (r.rows - N * r.padded));
+            read_tokens(r.v_rows + h * r.rows, s.v, image, h, N, D, r.padded, r.mean);
         }
         for (i64 first = s.first_row; first < s.last_row; first += s.block) {
-            const i64 rows = least(s.block, s.last_row - first), count = rows * r.ld, each = tile_rows(rows);
+            const i64 rows = least(s.block, s.last_row - first), count = rows * r.ld;
             if (s.squares) {
                 make_maps<true>(s, r, image, first, rows);
                 memset(r.squares, 0, 4 * H * LANES);
@@ -100,9 +90,8 @@ extern "C" void deepvit_forward(const Sweep *sweep) {
                 mix(r.maps, r.maps, theta, H, count, nullptr);
             }
             for (i64 h = 0; h < H; h++) {
-                const Left maps = {r.maps + h * count, r.ld, 1, each * r.ld, each};
-                product(rows, r.padded, up(N, LANES), maps, {r.v_rows + h * r.rows, r.padded, TILE_COLUMNS}, r.some,
-                        r.padded, 0);
+                product(rows, r.padded, up(N, LANES), left_of_rows(r.maps + h * count, r.ld, rows),
+                        {r.v_rows + h * r.rows, r.padded, TILE_COLUMNS}, r.some, r.padded, 0);
                 for (i64 m = 0; m < rows; m++) write_row(s.o, image, h, first + m, r.some + m * r.padded, D, 1);
             }
         }
@@ -111,34 +100,31 @@ extern "C" void deepvit_forward(const Sweep *sweep) {
 
 extern "C" void deepvit_backward(const Sweep *sweep) {
     const Sweep &s = *sweep;
-    const i64 H = s.heads, N = s.tokens, D = s.width, each_token = tile_rows(N);
+    const i64 H = s.heads, N = s.tokens, D = s.width;
     const Room r(H, N, D, s.block, true, s.scratch);
-    const Left theta = pack_left(r.theta, s.theta, H, H, H, 1, 1);
-    const Left theta_t = pack_left(r.theta_t, s.theta, H, H, 1, H, 1);
+    const Left theta = left_of_rows(s.theta, H, H), theta_t = left_of_columns(s.theta, H, H);
     for (i64 image = 0; image < s.images; image++) {
         for (i64 h = 0; h < H; h++) {
             read_columns(r.k_columns + h * r.columns, s.k, image, h, N, D, nullptr);
             /* a centred v adds a constant to each row of dM, which changes no gradient, but whose rounding would */
             read_mean(r.mean, s.v, image, h, N, D);
             read_columns(r.v_columns + h * r.columns, s.v, image, h, N, D, r.mean);
-            float *k = r.k_rows + h * r.rows;
-            read_rows(k, s.k, image, h, 0, N, D, r.padded);
-            memset(k + N * r.padded, 0, 4 * (r.rows - N * r.padded));
+            read_tokens(r.k_rows + h * r.rows, s.k, image, h, N, D, r.padded, nullptr);
         }
         float keep = 0; /* the first block of rows begins dk and dv */
         for (i64 first = s.first_row; first < s.last_row; first += s.block) {
-            const i64 rows = least(s.block, s.last_row - first), count = rows * r.ld, each = tile_rows(rows);
+            const i64 rows = least(s.block, s.last_row - first), count = rows * r.ld;
             make_maps<true>(s, r, image, first, rows);
             mix(r.mixed, r.maps, theta, H, count, nullptr);
             for (i64 h = 0; h < H; h++) {
                 float *M = r.mixed + h * count;
-                read_rows(r.some, s.d_o, image, h, first, rows, D, r.padded);
-                product(N, r.padded, rows, {M, 1, r.ld, each_token, each_token}, {r.some, r.padded, TILE_COLUMNS},
+                read_rows(r.some, s.d_o, image, h, first, rows, D, r.padded, 1, nullptr);
+                product(N, r.padded, rows, left_of_columns(M, r.ld, N), {r.some, r.padded, TILE_COLUMNS},
                         r.dv + h * r.rows, r.padded, keep);
                 /* the mixed maps' gradient, in their place */
-                const Left g = pack_left(r.g_tiles, r.some, rows, D, r.padded, 1, 1);
                 const Right v = {r.v_columns + h * r.columns, TILE_COLUMNS, TILE_COLUMNS * D};
-                product(rows, up(N, LANES), D, g, v, M, r.ld, s.twice ? s.twice[h] : 0);
+                product(rows, up(N, LANES), D, left_of_rows(r.some, r.padded, rows), v, M, r.ld,
+                        s.twice ? s.twice[h] : 0);
             }
             mix_backward(s.dtheta, r.mixed, r.maps, H, count);
             mix(r.mixed, r.mixed, theta_t, H, count, nullptr);
@@ -146,12 +132,12 @@ extern "C" void deepvit_backward(const Sweep *sweep) {
                 float *dS = r.mixed + h * count;
                 for (i64 m = 0; m < rows; m++)
                     softmax_backward_row(dS + m * r.ld, r.maps + h * count + m * r.ld, N);
-                product(rows, r.padded, up(N, LANES), {dS, r.ld, 1, each * r.ld, each},
+                product(rows, r.padded, up(N, LANES), left_of_rows(dS, r.ld, rows),
                         {r.k_rows + h * r.rows, r.padded, TILE_COLUMNS}, r.some, r.padded, 0);
                 for (i64 m = 0; m < rows; m++)
                     write_row(s.dq, image, h, first + m, r.some + m * r.padded, D, s.scale);
-                read_rows(r.some, s.q, image, h, first, rows, D, r.padded);
-                product(N, r.padded, rows, {dS, 1, r.ld, each_token, each_token}, {r.some, r.padded, TILE_COLUMNS},
+                read_rows(r.some, s.q, image, h, first, rows, D, r.padded, 1, nullptr);
+                product(N, r.padded, rows, left_of_columns(dS, r.ld, N), {r.some, r.padded, TILE_COLUMNS},
                         r.dk + h * r.rows, r.padded, keep);
             }
             keep = 1;

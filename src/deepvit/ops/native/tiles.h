@@ -34,10 +34,22 @@ INLINE vec all(float x) { return x - vec{}; }
 INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
+/* One number of all lanes: halves by halves, since the sum of one lane after the other waits for each. */
+template <class Pair>
+INLINE float fold(vec x, Pair pair) {
+    float part[LANES];
+    memcpy(part, &x, sizeof x);
+    UNROLL for (int half = LANES / 2; half > 0; half /= 2)
+        UNROLL for (int i = 0; i < half; i++) part[i] = pair(part[i], part[i + half]);
+    return part[0];
+}
+
 INLINE float sum_of(vec x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+    return fold(x, [](float a, float b) { return a + b; });
+}
+
+INLINE float most_of(vec x) {
+    return fold(x, [](float a, float b) { return b > a ? b : a; });
 }
 
 /* The left side of a product, in tiles of `rows` rows: entry (m, k) of tile t at t * tile + m * row + k * step, where
@@ -100,4 +112,15 @@ static inline void product(i64 rows, i64 columns, i64 depth, Left a, Right b, fl
             make(depth, left, a.row, a.step, b.at, b.step, c + m * c_row + n, c_row, keep);
         }
     }
+}
+
+/* A left side whose rows are `row` apart, and one whose columns are `step` apart: rows of it are neighbours. */
+INLINE Left left_of_rows(const float *at, i64 row, i64 rows) {
+    const i64 each = tile_rows(rows);
+    return {at, row, 1, each * row, each};
+}
+
+INLINE Left left_of_columns(const float *at, i64 step, i64 rows) {
+    const i64 each = tile_rows(rows);
+    return {at, 1, step, each, each};
 }
