@@ -74,24 +74,29 @@ def run_attention_suite(
         raise UserError(f"dtype {unknown[0]!r} is unknown here; choose among {', '.join(DTYPES)}")
     if not sizes or min(sizes) < 2:
         raise UserError(f"sizes={list(sizes)}: give token numbers of 2 or more")
-    device = _device()
-    probe = torch.empty(1, heads, max(sizes), head_width, device=device)
-    # The definition in float64 is for tests; what people run instead is the official formulation.
-    found = (
-        [name for name in available_backends(probe) if name != "reference"] if backends is None else backends
-    )
-    sides = (FLOOR, *found, OFFICIAL)
     rows = []
     for tokens in sizes:
         for dtype in dtypes:
+            sides = _sides(dtype, tokens, heads, head_width, backends)
             for train in (False, True):
                 batch = images if images is not None else max(1, 1600 // tokens)
                 case = Case(batch, tokens, dtype, train, heads, head_width)
                 rows.append(_row(case, sides, rounds, seconds, memory))
+    sides = _sides("float32", max(sizes), heads, head_width, backends)
     growth = (
         {side: _growth(side, sizes, heads, head_width, memory) for side in sides} if len(sizes) > 1 else {}
     )
     return {"suite": "attention", "floor": FLOOR, **machine(), "rows": rows, "growth_with_tokens": growth}
+
+
+def _sides(
+    dtype: str, tokens: int, heads: int, head_width: int, backends: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The floor, the backends that run this dtype here (or those asked for) and the official formulation."""
+    probe = torch.empty(1, heads, tokens, head_width, device=_device(), dtype=getattr(torch, dtype))
+    # The definition in float64 is for tests; what people run instead is the official formulation.
+    able = [name for name in available_backends(probe) if name != "reference"]
+    return (FLOOR, *(able if backends is None else backends), OFFICIAL)
 
 
 def prepare(side: str, case: Case) -> Callable[[], object]:
@@ -140,8 +145,7 @@ def prepare(side: str, case: Case) -> Callable[[], object]:
 
 def memory_of(case: Case, side: str) -> int | None:
     """Peak extra bytes of one call in this process, after a small one that wakes the libraries."""
-    prepare(side, replace(case, images=2, tokens=8))()
-    return peak_extra(prepare(side, case))
+    return peak_extra(prepare(side, case), first=prepare(side, replace(case, images=2, tokens=8)))
 
 
 def _device() -> str:

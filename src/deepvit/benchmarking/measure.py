@@ -79,15 +79,25 @@ def against(times: Mapping[str, list[float]], floor: str) -> dict[str, dict[str,
     return result
 
 
-def peak_extra(call: Callable[[], Any]) -> int | None:
+def peak_extra(call: Callable[[], Any], first: Callable[[], Any] | None = None) -> int | None:
     """Most bytes that ``call`` needed beyond what was held before it, or None where it cannot be measured.
 
     On a GPU by torch's allocator; else by the kernel's high-water mark of resident memory (Linux), which is
-    reset first. What earlier calls left is given back before: the operator's lanes and what the C library keeps of
-    freed memory, in which the call would otherwise hide. Meanwhile every tensor from 128 KiB on has pages
-    of its own: holes in the C library's heap made up to a tenth of a training step's mark, more or less from run to
-    run. See also ``isolated``.
+    reset first. ``first`` runs before, to make what later calls find. What it left is given back: the operator's
+    lanes and what the C library keeps of freed memory, in which the call would otherwise hide. From ``first`` on,
+    tensors from 128 KiB on have pages of their own: holes in the C library's heap made up to a tenth of a training
+    step's mark, more or less from run to run. See also ``isolated``.
     """
+    _own_pages_from(128 * 1024)
+    try:
+        if first is not None:
+            first()
+        return _peak_extra(call)
+    finally:
+        _own_pages_from(32 * 1024**2)  # the most that the C library comes to by itself
+
+
+def _peak_extra(call: Callable[[], Any]) -> int | None:
     gc.collect()
     lanes.release()
     if torch.cuda.is_available():
@@ -99,22 +109,18 @@ def peak_extra(call: Callable[[], Any]) -> int | None:
         return int(torch.cuda.max_memory_allocated() - before)
     if not os.access(CLEAR, os.W_OK):
         return None
-    _own_pages_from(128 * 1024)
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")  # resets the high-water mark to what is resident now
     before = resident("VmRSS")
-    try:
-        call()
-        return resident("VmHWM") - before
-    finally:
-        _own_pages_from(32 * 1024**2)  # the most that the C library comes to by itself
+    call()
+    return resident("VmHWM") - before
 
 
 def _own_pages_from(size: int) -> None:
-    """Let the C library take allocations of ``size`` bytes and more from the system, and give back what is free."""
+    """Let the C library take allocations of ``size`` bytes and more from the system each."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(MMAP_THRESHOLD, size)
-        library.malloc_trim(0)
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, size)
 
 
 def resident(field: str) -> int:

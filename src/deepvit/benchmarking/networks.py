@@ -99,8 +99,7 @@ def memory_of(case: Case, side: str, bfloat16: bool, train: bool) -> int | None:
     """Peak extra bytes of the second step in this process; the first makes gradients and optimizer state."""
     torch.manual_seed(0)
     call = stepper(build(case, side), case, torch.bfloat16 if bfloat16 else torch.float32, train)
-    call()
-    return peak_extra(call)
+    return peak_extra(call, first=call)
 
 
 def run_model_suite(

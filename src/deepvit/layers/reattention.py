@@ -42,7 +42,7 @@ class ReAttention(nn.Module):
         norm_layer: constructor for ``qk_norm`` and ``scale_norm``; None is ``nn.LayerNorm``.
         device: where parameters are made.
         dtype: of the parameters.
-        backend: "auto", "reference", "streaming" or "triton".
+        backend: "auto", "reference", "streaming", "native" or "triton".
         init: theta's start: "official" (the default of a convolution, U(-H^-1/2, H^-1/2)) or "identity"
             (theta the unit matrix, bias 0; the author reports similar results).
         norm: "batch", as published, or "none".

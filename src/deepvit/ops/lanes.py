@@ -70,7 +70,7 @@ def scratch(use: str, numel: int, dtype: torch.dtype, device: torch.device) -> T
     found = held.get((use, dtype))
     if found is None or found.numel() < numel:
         with torch.inference_mode(False):  # an inference tensor could not be written to elsewhere
-            found = held[use, dtype] = torch.empty(numel, dtype=dtype)
+            found = held[use, dtype] = torch.empty(numel, dtype=dtype, device=device)
     return found[:numel]
 
 

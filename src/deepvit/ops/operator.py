@@ -62,7 +62,7 @@ def reattention(
         output_scale: factor on the normalised map (D ** -0.5 in the one published model that rescales).
         dropout_p: dropout on the softmax maps before theta, only when training; 0 <= p < 1.
         process_group: take batch statistics over all processes of this group (synchronised batch norm).
-        backend: "auto", "reference", "streaming" or "triton".
+        backend: "auto", "reference", "streaming", "native" or "triton".
 
     Returns:
         [B, H, N, D] in v's dtype (autocast's, under autocast).

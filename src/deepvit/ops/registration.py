@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SweepForward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 """(q, k, v, theta, seed, scale, need_stats, dropout_p) -> (o, c, e) of ``core.py``, c and e in the [H] form, o in
@@ -35,7 +36,9 @@ def register(name: str, forward: SweepForward, backward: SweepBackward) -> Sweep
             return operator(*inputs)
         if torch._C._are_functorch_transforms_active():
             return functional.apply(*inputs)
-        return eager.apply(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+        # in forward mode the function refuses, where the bare sweep would drop the tangents
+        differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        return eager.apply(*inputs) if differentiated else forward(*inputs)
 
     return call
 
@@ -161,7 +164,7 @@ def _operators(name: str, forward: SweepForward, backward: SweepBackward) -> Any
 
     def _fake_backward(do: Tensor, dc: Tensor, de: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         q, k, v, theta = inputs[:4]
-        return token_major(q), token_major(k), token_major(v), torch.empty_like(theta)
+        return token_major(q), token_major(k), token_major(v), theta.new_empty(theta.shape)
 
     core = torch.library.custom_op(f"deepvit::{name}_core", _forward, mutates_args=())
     core_backward = torch.library.custom_op(f"deepvit::{name}_core_backward", _backward, mutates_args=())

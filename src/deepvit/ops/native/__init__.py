@@ -1,7 +1,8 @@
 """The native backend: the streaming backend's sweeps in C++, for float32 and bfloat16 on a processor.
 
 ``sweeps.cpp`` has the sweeps, ``build.py`` compiles and loads them, ``sweeps.py`` calls them. A thread's maps stay
-in its own cache and no operation is called for them, so that Re-attention costs what PyTorch's fused attention does.
+in the caches next to it and no operation is called for them, so that Re-attention costs what PyTorch's fused attention
+does.
 """
 
 # B batch, H heads, N tokens, D head width

@@ -7,6 +7,7 @@ forbids it all.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -76,16 +77,21 @@ def library() -> ctypes.CDLL | str:
 def _library(capability: str) -> ctypes.CDLL | str:
     if sys.platform != "linux":
         return "it was built and measured on Linux only"
-    command = _compiler()
+    try:
+        command = _compiler()
+    except ValueError as error:
+        return f"CXX={os.environ['CXX']!r} is not a command ({error})"
     if command is None:
         return "it needs a C++ compiler (c++, g++ or clang++ on the PATH, or named by CXX)"
     try:
         return build(command, capability)
-    except (OSError, subprocess.SubprocessError, UserError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or str(error)
+        if isinstance(output, bytes):  # of a compiler that ran out of time
+            output = output.decode(errors="replace")
         first = next((line for line in output.splitlines() if "error" in line), output.strip())
-        logger.warning("the native backend was not compiled, slower ones run: %s", first)
-        return f"{shlex.join(command)} did not compile it ({first})"
+        logger.warning("there is no native backend here, slower ones run: %s", first)
+        return f"{shlex.join(command)} made no library that loads ({first})"
 
 
 def build(command: list[str], capability: str) -> ctypes.CDLL:
@@ -107,20 +113,31 @@ def build(command: list[str], capability: str) -> ctypes.CDLL:
             [*command, *flags, str(here / "sweeps.cpp"), "-o", str(path)],
             capture_output=True,
             text=True,
+            errors="replace",
             check=True,
             timeout=300,
         )
 
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit" / name
+    kept = _cache() / name
     try:
         if not kept.exists():
             with atomic_path(kept) as path:
                 compile_to(path)
         return _load(kept)
-    except (UserError, PermissionError):  # a home that cannot be written: for this process only
+    except (UserError, OSError):  # a place that cannot be written or run from, or a file that was cut short
+        with contextlib.suppress(OSError):
+            kept.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             compile_to(Path(folder) / name)
             return _load(Path(folder) / name)
+
+
+def _cache() -> Path:
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named or Path.home() / ".cache") / "deepvit"
+    except RuntimeError:  # a user without a home
+        return Path(os.devnull) / "deepvit"
 
 
 def _compiler() -> list[str] | None:

@@ -1,8 +1,8 @@
 /* The inner operator (core.py) on a processor: one sweep over blocks of rows forward, one backward; one thread.
  *
- * A block is some query rows of one image with the maps of all heads, which stay in the second-level cache from the
- * product that makes them to the one that uses them. Everything is float32 inside; bfloat16 is widened when read and
- * narrowed when written. The arithmetic is that of ../sweeps.py, line for line. */
+ * A block is some query rows of one image with the maps of all heads. Up to some 500 tokens they stay in the
+ * second-level cache from the product that makes them to the one that uses them. Everything is float32 inside;
+ * bfloat16 is widened when read and narrowed when written. The steps are those of ../sweeps.py. */
 
 #include "maps.h"
 #include "tensors.h"

@@ -28,7 +28,7 @@ def sweep_forward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as ``ops/sweeps.py``."""
-    compiled = _compiled(q, k, v, theta)
+    compiled = _compiled(theta, q, k, v)
     if compiled is None:
         return sweeps.sweep_forward(q, k, v, theta, seed, scale, need_stats, dropout_p)
     q, k, v, theta = _rows(q), _rows(k), _rows(v), theta.contiguous()
@@ -36,7 +36,7 @@ def sweep_forward(
     heads = theta.shape[0]
 
     def work(share: list[Piece]) -> Tensor:
-        squares = torch.zeros(heads, dtype=torch.float64)
+        squares = torch.zeros(heads, dtype=torch.float64, device=q.device)
         call = _Call(compiled, q, theta, scale, backward=False)
         for piece in share:
             i = piece.images
@@ -61,7 +61,7 @@ def sweep_backward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same as ``ops/sweeps.py``."""
-    compiled = _compiled(do, q, k, v, theta)
+    compiled = _compiled(theta, dsquares, do, q, k, v)
     if compiled is None:
         rest = (seed, scale, need_stats, dropout_p)
         return sweeps.sweep_backward(do, dsquares, dsums, q, k, v, theta, *rest)
@@ -70,7 +70,7 @@ def sweep_backward(
     twice = (2 * dsquares.to(theta.dtype)).contiguous() if need_stats else None
 
     def work(share: list[Piece]) -> tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]:
-        dtheta, parts = torch.zeros(theta.shape, dtype=torch.float64), []
+        dtheta, parts = torch.zeros(theta.shape, dtype=torch.float64, device=q.device), []
         call = _Call(compiled, q, theta, scale, backward=True)
         for piece in share:
             images = piece.images
@@ -87,8 +87,11 @@ def sweep_backward(
     found = lanes.run(work, _shares(q))
     split = [part for _, parts in found for part in parts]
     for _, same in groupby(split, key=lambda part: part[0].start):
-        images, dk_parts, dv_parts = zip(*same, strict=True)
-        dk[images[0]], dv[images[0]] = torch.stack(dk_parts).sum(dim=0), torch.stack(dv_parts).sum(dim=0)
+        (images, dk_sum, dv_sum), *others = same
+        for _, dk_part, dv_part in others:
+            dk_sum += dk_part
+            dv_sum += dv_part
+        dk[images], dv[images] = dk_sum, dv_sum
     return dq, dk, dv, torch.stack([dtheta for dtheta, _ in found]).sum(dim=0).to(theta.dtype)
 
 
@@ -99,7 +102,7 @@ class _Call:
         _, heads, tokens, width = q.shape
         room = compiled.deepvit_scratch(heads, tokens, width, NATIVE_ROWS, int(backward))
         # PyTorch aligns its memory to 64 bytes, as the sweeps want it
-        scratch = lanes.scratch("native", -(-room // 4), torch.float32, q.device)
+        scratch = lanes.scratch("native", room // 4, torch.float32, q.device)
         self.function = compiled.deepvit_backward if backward else compiled.deepvit_forward
         self.sweep = CSweep(
             theta=theta.data_ptr(), scratch=scratch.data_ptr(), heads=heads, tokens=tokens, width=width,
@@ -132,12 +135,14 @@ def _shares(q: Tensor) -> list[list[Piece]]:
     return share_rows(batch, heads, tokens, lanes.count("cpu"))
 
 
-def _compiled(*tensors: Tensor) -> Any:
-    """The library; None where PyTorch must see each operation (a dispatch mode, tensors that only pretend), and
-    in a program that was exported on another machine, where there may be no compiler."""
-    if torch._C._len_torch_dispatch_stack() or any(
-        type(x) not in (Tensor, torch.nn.Parameter) or x.numel() == 0 for x in tensors
-    ):
+def _compiled(theta: Tensor, *inputs: Tensor) -> Any:
+    """The library; None for what it would misread: tensors of other kinds, which a program that was exported and
+    then moved may hand over, and dispatch modes, which must see each operation. None, too, without a compiler."""
+    if torch._C._len_torch_dispatch_stack() or theta.dtype != torch.float32:
         return None
+    for x in (theta, *inputs):
+        plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not x.is_neg()
+        if not plain or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+            return None
     found = library()
     return None if isinstance(found, str) else found
