@@ -187,10 +187,10 @@ def test_a_compiler_that_cannot_be_read_is_named(fresh, monkeypatch):
 
 def test_a_compiler_that_takes_for_ever_is_named(fresh, monkeypatch):
     def too_long(command, **options):
-        raise subprocess.TimeoutExpired(command, 300, stderr=b"warning: \xff\nstill no error\n")
+        raise subprocess.TimeoutExpired(command, 300, stderr=b"warning: \xff\nand so on\n")
 
     monkeypatch.setattr(subprocess, "run", too_long)
-    refused("made no library that loads \\(still no error\\)")
+    refused("made no library that loads \\(warning: .\\)")
 
 
 @pytest.mark.parametrize(

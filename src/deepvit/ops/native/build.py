@@ -89,7 +89,8 @@ def _library(capability: str) -> ctypes.CDLL | str:
         output = getattr(error, "stderr", None) or str(error)
         if isinstance(output, bytes):  # of a compiler that ran out of time
             output = output.decode(errors="replace")
-        first = next((line for line in output.splitlines() if "error" in line), output.strip())
+        lines = output.strip().splitlines() or [type(error).__name__]
+        first = next((line for line in lines if "error" in line), lines[0])
         logger.warning("there is no native backend here, slower ones run: %s", first)
         return f"{shlex.join(command)} made no library that loads ({first})"
 
