@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from deepvit.layers import ReAttention
 from deepvit.ops import reattention, streaming
@@ -191,6 +194,23 @@ def test_compile_sees_one_graph_and_gives_the_same(backend, training):
         torch.testing.assert_close(ours.grad, theirs.grad)
     torch.testing.assert_close(layer.var_norm.running_var, twin.var_norm.running_var)
     assert layer.var_norm.num_batches_tracked == twin.var_norm.num_batches_tracked
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+def test_compiled_training_with_gradient_checkpointing():
+    """Inductor itself: the other backends do not divide the graph into forward and backward as it does."""
+    torch.manual_seed(0)
+    layer, x = ReAttention(24, 3), torch.randn(2, 10, 24)
+    twin = ReAttention(24, 3)
+    twin.load_state_dict(layer.state_dict())
+    compiled = torch.compile(lambda x: checkpoint(twin, x, use_reentrant=False))
+    a, b = layer(x), compiled(x)
+    torch.testing.assert_close(a, b)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for ours, theirs in zip(layer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.var_norm.running_var, twin.var_norm.running_var)
 
 
 @pytest.mark.parametrize("backend", ["streaming", "native"])

@@ -46,7 +46,7 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
             gain = _gain(options, running_var.to(exact))
             shift = gain * (mean - running_mean.to(exact))
             if norm_bias is not None:
-                shift = shift + output_scale * norm_bias.to(exact)
+                shift = shift + _times(output_scale, norm_bias.to(exact))
         o_BHND, _, _ = core(q, k, v, gain[:, None] * theta, scale, False, dropout_p)
         return _affine(o_BHND, None, shift, u_BH1D, v.dtype)
 
@@ -66,7 +66,7 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
             # torch's batch norm keeps the unbiased variance, and normalises by the biased one
             running_var.lerp_((var_H * (count / (count - 1))).to(running_var.dtype), options.momentum)
     gain = _gain(options, var_H)
-    shift = theta.new_zeros(heads) if norm_bias is None else output_scale * norm_bias.to(exact)
+    shift = theta.new_zeros(heads) if norm_bias is None else _times(output_scale, norm_bias.to(exact))
     if offset_H is not None:
         shift = shift - gain * offset_H
     if options.theta_bias is not None:
@@ -116,9 +116,15 @@ class _Affine(torch.autograd.Function):
         return grad * gain.view(-1, 1, 1).to(grad.dtype), dgain, dshift, du, None
 
 
+def _times(factor: float, x: Tensor) -> Tensor:
+    """``factor * x``, without an operation for 1: torch.compile takes that one away again, and then cannot divide a
+    network with gradient checkpointing into forward and backward."""
+    return x if factor == 1 else factor * x
+
+
 def _gain(options: Options, var: Tensor) -> Tensor:
     """What a normalised map is multiplied by, one number a head."""
-    gain = options.output_scale * torch.rsqrt(var + options.eps)
+    gain = _times(options.output_scale, torch.rsqrt(var + options.eps))
     return gain if options.norm_weight is None else gain * options.norm_weight.to(var.dtype)
 
 
