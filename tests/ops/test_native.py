@@ -241,6 +241,16 @@ def test_tensors_that_cpp_cannot_read_are_not_handed_to_it(dtypes):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
 
 
+def test_dropout_is_never_left_out():
+    """The operator's name promises what streaming's does, also to a caller that does not ask ``why_not``."""
+    q, k, v = torch.randn(3, 2, 3, 5, 4).unbind(0)
+    inputs = (q, k, v, torch.randn(3, 3), torch.tensor(3), 0.5, True, 0.4)
+    for a, b in zip(
+        torch.ops.deepvit.native_core(*inputs), torch.ops.deepvit.streaming_core(*inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
 def test_forward_mode_is_refused():
     q, k, v = torch.randn(3, 2, 3, 5, 4).unbind(0)
     for guard in (torch.no_grad(), torch.enable_grad()):

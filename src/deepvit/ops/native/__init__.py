@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ..registration import register
 from .build import library
-from .sweeps import sweep_backward, sweep_forward
+from .sweeps import DTYPES, sweep_backward, sweep_forward
 
 NAME = "native"
-DTYPES = (torch.float32, torch.bfloat16)
 INSTEAD = "ask for backend='streaming', or 'auto'"
 
 _core = register(NAME, sweep_forward, sweep_backward)

@@ -16,6 +16,9 @@ from ..blocking import NATIVE_ROWS, Piece, share_rows
 from ..registration import token_major
 from .build import CSweep, CTensor, library
 
+DTYPES = (torch.float32, torch.bfloat16)
+"""What the compiled sweeps read and write."""
+
 
 def sweep_forward(
     q: Tensor,
@@ -28,7 +31,7 @@ def sweep_forward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as ``ops/sweeps.py``."""
-    compiled = _compiled(theta, q, k, v)
+    compiled = _compiled(seed, theta, q, k, v)
     if compiled is None:
         return sweeps.sweep_forward(q, k, v, theta, seed, scale, need_stats, dropout_p)
     q, k, v, theta = _rows(q), _rows(k), _rows(v), theta.contiguous()
@@ -61,7 +64,7 @@ def sweep_backward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same as ``ops/sweeps.py``."""
-    compiled = _compiled(theta, dsquares, do, q, k, v)
+    compiled = _compiled(seed, theta, dsquares, do, q, k, v)
     if compiled is None:
         rest = (seed, scale, need_stats, dropout_p)
         return sweeps.sweep_backward(do, dsquares, dsums, q, k, v, theta, *rest)
@@ -135,14 +138,14 @@ def _shares(q: Tensor) -> list[list[Piece]]:
     return share_rows(batch, heads, tokens, lanes.count("cpu"))
 
 
-def _compiled(theta: Tensor, *inputs: Tensor) -> Any:
-    """The library; None for what it would misread: tensors of other kinds, which a program that was exported and
-    then moved may hand over, and dispatch modes, which must see each operation. None, too, without a compiler."""
-    if torch._C._len_torch_dispatch_stack() or theta.dtype != torch.float32:
+def _compiled(seed: Tensor | None, theta: Tensor, *inputs: Tensor) -> Any:
+    """The library; None for what it would misread: dropout, tensors of other kinds, which a program that was exported
+    and then moved may hand over, and dispatch modes, which must see each operation. None, too, without a compiler."""
+    if seed is not None or torch._C._len_torch_dispatch_stack() or theta.dtype != torch.float32:
         return None
     for x in (theta, *inputs):
         plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not x.is_neg()
-        if not plain or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+        if not plain or x.dtype not in DTYPES or x.numel() == 0:
             return None
     found = library()
     return None if isinstance(found, str) else found

@@ -123,4 +123,3 @@ static inline void read_columns(float *to, const Tensor &t, i64 image, i64 head,
                        width);
     }
 }
-
