@@ -12,14 +12,15 @@ import deepvit
 ROOT = Path(deepvit.__file__).parent
 # From the lowest room to the highest; a room may import those before it.
 ORDER = [
-    "errors", "files", "recipes", "ops", "layers", "losses", "models", "cures", "diagnostics", "data", "training",
-    "loading", "experiments", "benchmarking", "cli",
+    "errors", "files", "recipes", "ops", "layers", "losses", "models", "cures", "capturing", "collapse", "report", "data",
+    "training", "loading", "experiments", "benchmarking", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}  # the public face of the package and the program's entry
-TORCH_ONLY = ("ops", "losses", "diagnostics/metrics")
+TORCH_ONLY = ("ops", "losses", "collapse/metrics")
 # These decide by module attributes and need no model library; our own operator is torch only as well.
-BELOW_DATA = {"diagnostics": {"errors", "files", "ops", "layers", "diagnostics"}}
-LIGHTNING = ("training", "data/datamodule.py", "diagnostics/monitor.py")
+_BELOW = {"errors", "files", "ops", "layers", "capturing", "collapse", "report"}
+BELOW_DATA = {"capturing": _BELOW, "collapse": _BELOW, "report": _BELOW}
+LIGHTNING = ("training", "data/datamodule.py")
 
 
 def imports(path: Path) -> set[str]:

@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from deepvit import cures as cures
     from deepvit import losses as losses
     from deepvit.benchmarking.run import benchmark as benchmark
-    from deepvit.diagnostics import CollapseMonitor as CollapseMonitor
-    from deepvit.diagnostics import capture as capture
-    from deepvit.diagnostics import diagnose as diagnose
+    from deepvit.capturing import capture as capture
     from deepvit.experiments.compare import compare as compare
     from deepvit.experiments.study import study as study
     from deepvit.layers import ReAttention as ReAttention
     from deepvit.models import convert as convert
     from deepvit.models import load_official as load_official
+    from deepvit.report import diagnose as diagnose
     from deepvit.training import evaluate as evaluate
     from deepvit.training import load_deployed as load_deployed
     from deepvit.training import predict as predict
     from deepvit.training import train as train
+    from deepvit.training.monitor import CollapseMonitor as CollapseMonitor
 
 __version__ = "0.1.0"
 
 # Public name → module that holds it; a name without a colon is a module of the package.
 _PUBLIC = {
-    "CollapseMonitor": "deepvit.diagnostics",
+    "CollapseMonitor": "deepvit.training.monitor",
     "ReAttention": "deepvit.layers",
     "benchmark": "deepvit.benchmarking.run",
-    "capture": "deepvit.diagnostics",
+    "capture": "deepvit.capturing",
     "compare": "deepvit.experiments.compare",
     "convert": "deepvit.models",
-    "diagnose": "deepvit.diagnostics",
+    "diagnose": "deepvit.report",
     "evaluate": "deepvit.training",
     "load_deployed": "deepvit.training",
     "load_official": "deepvit.models",
@@ -46,7 +46,7 @@ _PUBLIC = {
     "study": "deepvit.experiments.study",
     "train": "deepvit.training",
 }
-_MODULES = ("cures", "data", "diagnostics", "layers", "losses", "ops", "training")
+_MODULES = ("capturing", "collapse", "cures", "data", "layers", "losses", "ops", "report", "training")
 
 __all__ = ["models", *_MODULES, *_PUBLIC]
 

@@ -6,9 +6,9 @@ import base64
 from dataclasses import replace
 
 import pytest
+from report.example import example_measurements
 
-from deepvit.diagnostics.example import example_measurements
-from deepvit.diagnostics.report import compare_reports, write_report
+from deepvit.report import compare_reports, write_report
 
 pytestmark = pytest.mark.browser
 

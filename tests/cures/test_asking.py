@@ -10,9 +10,9 @@ import timm
 from cures.small_vits import KINDS, SMALL
 
 from deepvit import cures
+from deepvit.collapse.results import Cure as Advice
+from deepvit.collapse.results import Verdict
 from deepvit.cures import Wanted
-from deepvit.diagnostics.results import Cure as Advice
-from deepvit.diagnostics.results import Verdict
 from deepvit.errors import UserError
 
 ISSUE = {

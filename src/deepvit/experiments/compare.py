@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepvit.diagnostics.report import compare_reports
 from deepvit.errors import UserError
 from deepvit.experiments.rows import COLUMNS, curves_of, measurements, row_of, written
 from deepvit.files import write_json
+from deepvit.report import compare_reports
 from deepvit.training.folder import Run, read_run
 
 

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 from statistics import fmean, stdev
 
-from deepvit.diagnostics.report import load
-from deepvit.diagnostics.results import Measurements
+from deepvit.collapse.results import Measurements
+from deepvit.report import load
 from deepvit.training.folder import Run
 
 # column → (heading, digits after the point); the order of every table

@@ -21,13 +21,13 @@ import yaml
 from rich.console import Console
 
 from deepvit import recipes
-from deepvit.diagnostics.report import compare_reports
 from deepvit.errors import UserError
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
 from deepvit.experiments.progress import EpochProgress
 from deepvit.experiments.rows import COLUMNS, curves_of, markdown, measurements, row_of, spread, written
 from deepvit.files import write_atomic, write_json
+from deepvit.report import compare_reports
 from deepvit.training.callbacks import clock
 from deepvit.training.config import TrainConfig
 from deepvit.training.folder import hardware, read_run, versions

@@ -10,10 +10,10 @@ import timm
 from deepvit.data import ImageData, ImageSet, open_data, open_images
 from deepvit.data.datamodule import eval_loader
 from deepvit.data.split import evenly_spaced
-from deepvit.diagnostics import Report
-from deepvit.diagnostics import diagnose as measure
 from deepvit.errors import UserError
 from deepvit.loading.subjects import load_subject
+from deepvit.report import Report
+from deepvit.report import diagnose as measure
 from deepvit.training.deploy import pick_device
 
 

@@ -204,7 +204,7 @@ def diagnose_run(
     """
     if not config.diagnose_images:
         return
-    from deepvit.diagnostics import diagnose
+    from deepvit.report import diagnose
 
     try:
         diagnose(

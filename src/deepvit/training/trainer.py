@@ -29,7 +29,7 @@ def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, Ru
     if config.keep == "best":
         callbacks.append(BestWeights(out / "checkpoints" / "best.safetensors"))
     if config.monitor_every:
-        from deepvit.diagnostics import CollapseMonitor
+        from deepvit.training.monitor import CollapseMonitor
 
         callbacks.append(CollapseMonitor(every_n_steps=config.monitor_every))
     callbacks.append(

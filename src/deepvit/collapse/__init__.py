@@ -1,0 +1,5 @@
+"""Collapse: what is measured of maps and tokens, block by block, and what it means."""
+
+from deepvit.collapse.probe import CollapseProbe
+
+__all__ = ["CollapseProbe"]

@@ -1,0 +1,229 @@
+"""Running sums of all attention metrics: maps come in block by block and are gone after the batch.
+
+Legend: B images, W windows per image, H heads, Q queries, K keys, S compared columns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deepvit.capturing import MapLayout
+from deepvit.collapse.metrics import (
+    attention_distance,
+    attention_entropy,
+    effective_rank,
+    is_distribution,
+    map_contrast,
+    weighted_columns,
+)
+from deepvit.collapse.metrics.cross import SIMILAR_THRESHOLD, pairwise
+from deepvit.collapse.metrics.maps import head_similarity_of
+from deepvit.collapse.moments import Moments
+from deepvit.collapse.plan import Plan, spread_evenly
+from deepvit.collapse.rows import Row
+from deepvit.collapse.states import UNTRAINED_SHARE_OF_KEYS, BlockNumbers, is_alike, is_sharp, is_uniform
+
+RULES: dict[str, Callable[[BlockNumbers], Tensor]] = {
+    "alike": is_alike,
+    "uniform": is_uniform,
+    "sharp": is_sharp,
+    "untrained": partial(is_uniform, share=UNTRAINED_SHARE_OF_KEYS),
+}
+
+
+class _Columns:
+    """Compared columns of all rows of a group, for one forward pass; memory is reused between passes."""
+
+    def __init__(self, members: list[int]) -> None:
+        self.slot = {row: slot for slot, row in enumerate(members)}
+        self._units = torch.empty(0)
+        self._present = torch.empty(0)
+        self.maps = 0
+
+    def put(self, row: int, units: Tensor, present: Tensor) -> None:
+        """Store [B*W,H,S,Q] and [B*W,H,S] of one row."""
+        self.maps, rows = units.shape[0], len(self.slot)
+        if self._units.shape[:1] < (self.maps,) or self._units.device != units.device:
+            self._units = units.new_empty((self.maps, rows, *units.shape[1:]))
+            self._present = present.new_empty((self.maps, rows, *present.shape[1:]))
+        self._units[: self.maps, self.slot[row]] = units
+        self._present[: self.maps, self.slot[row]] = present
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Similarity of every pair of rows, [B*W, L, L]."""
+        return pairwise(self._units[: self.maps], self._present[: self.maps], weight)
+
+    def pair(self, row: int, units: Tensor, present: Tensor, weight: Tensor) -> Tensor:
+        """Similarity of a stored row with the given columns, [B*W]."""
+        stored = self._units[: self.maps, self.slot[row]], self._present[: self.maps, self.slot[row]]
+        both = torch.stack([stored[0], units], 1), torch.stack([stored[1], present], 1)
+        return pairwise(*both, weight)[:, 0, 1]
+
+
+class AttentionSums:
+    """Takes the maps of one forward pass after another; holds each metric's mean and deviation over images.
+
+    Call ``begin`` with the numbers of the images, then ``on_softmax`` (where the model changes the softmax
+    map) and ``on_attention`` for each block in order, then ``end``. ``series[key][row]`` are then
+    ``Moments`` of one number per image, ``per_head[key][row]`` of one per head, ``matrices[key]`` of [L, L]
+    per group (rows in ``groups``), and ``states[state][row]`` of 0 or 1 per image.
+    """
+
+    def __init__(self, rows: Sequence[Row], plan: Plan) -> None:
+        self.rows, self.plan = rows, plan
+        self.position = {row.key: number for number, row in enumerate(rows)}
+        self.series: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
+        self.per_head: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
+        self.states: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
+        self.matrices: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
+        self.groups: dict[int, list[int]] = defaultdict(list)
+        for number, row in enumerate(rows):
+            if row.facts.group is not None:
+                self.groups[row.facts.group].append(number)
+        self._columns = {group: _Columns(members) for group, members in self.groups.items()}
+        self._centred = {group: _Columns(members) for group, members in self.groups.items()}
+        self._samples = [plan.columns(row) for row in rows]
+        self._softmax: dict[int, Tensor] = {}
+        self._softmax_columns: dict[int, tuple[Tensor, Tensor]] = {}
+        self._now: dict[tuple[str, int], Tensor] = {}
+        self._whole: dict[int, Tensor] = {}
+        self._images: list[int] = []
+
+    def begin(self, images: Sequence[int]) -> None:
+        """Start a forward pass over the images with these numbers."""
+        self._images = list(images)
+        self._now.clear()
+        self._softmax.clear()
+        self._whole.clear()
+        self._softmax_columns.clear()
+
+    def on_softmax(self, key: str, maps: Tensor, layout: MapLayout) -> None:
+        """The softmax map [B*W,H,Q,K] of a block that changes it before it multiplies V."""
+        if key in self.position:
+            self._softmax[self.position[key]] = maps
+
+    def on_attention(self, key: str, maps: Tensor, layout: MapLayout) -> None:
+        """The map [B*W,H,Q,K] that multiplies V."""
+        if key not in self.position:
+            return
+        number = self.position[key]
+        row = self.rows[number]
+        softmax = self._softmax.pop(number, None)
+        if softmax is not None:
+            row.facts.mixed = True
+        if row.facts.kind == "windowed":
+            self._whole[number] = _unmasked(maps if softmax is None else softmax)
+        self._softmax_metrics(number, maps if softmax is None else softmax)
+        self._take("map_contrast", number, map_contrast(maps))
+        ranked = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
+        if ranked and row.facts.kind != "class":
+            picked = maps.unflatten(0, (len(self._images), -1))[ranked]
+            queries = spread_evenly(maps.shape[-2], self.plan.rank_rows, maps.device)
+            rank = effective_rank(picked.index_select(-2, queries)).mean(dim=(1, 2))
+            self.series["map_rank"][number].add(rank)
+        if row.facts.group is None:
+            return
+        sample = self._samples[number]
+        units, present = weighted_columns(maps, sample)
+        self._take("head_similarity", number, head_similarity_of(units, present, sample.weight))
+        self._columns[row.facts.group].put(number, units, present)
+        self._centred[row.facts.group].put(number, *weighted_columns(maps, sample, centred=True))
+        self._softmax_similarity(number, softmax, (units, present))
+
+    def end(self) -> None:
+        """Finish the forward pass: similarities of all pairs, and the state of each block in each image."""
+        for key, columns in (
+            ("attention_similarity", self._columns),
+            ("attention_similarity_centred", self._centred),
+        ):
+            for group, members in self.groups.items():
+                weight = self._samples[members[0]].weight
+                matrix = self._per_image(columns[group].matrix(weight), members[0])
+                self.matrices[key][group].add(matrix)
+                for slot, number in enumerate(members):
+                    previous = self.rows[number].previous
+                    if previous is not None:
+                        self._now[key, number] = matrix[:, slot, members.index(previous)]
+        for (key, number), values in self._now.items():
+            self.series[key][number].add(values)
+        for number, row in enumerate(self.rows):
+            block = self._numbers(number, row)
+            for state, rule in RULES.items():
+                self.states[state][number].add(rule(block).to(torch.float64))
+            similar = block.similarity >= SIMILAR_THRESHOLD
+            self.states["similar"][number].add(
+                torch.where(block.similarity.isnan(), torch.nan, similar.double())
+            )
+        self._now.clear()
+
+    def _softmax_metrics(self, number: int, maps: Tensor) -> None:
+        """Entropy and distance: of the softmax map, because they are not defined for anything else."""
+        if not is_distribution(maps):
+            return
+        layout = self.rows[number].layout
+        per_head = {"entropy": attention_entropy(maps)}
+        if layout.query_grid and layout.key_grid and layout.query_prefix == layout.key_prefix:
+            grids = layout.query_grid, layout.query_prefix, layout.key_grid
+            per_head["attention_distance"] = attention_distance(maps, *grids)
+        for key, values in per_head.items():
+            values = self._per_image(values, number)
+            self.per_head[key][number].add(values)
+            self._now[key, number] = values.nanmean(-1)
+
+    def _softmax_similarity(self, number: int, softmax: Tensor | None, own: tuple[Tensor, Tensor]) -> None:
+        """Similarity with the previous block before heads are mixed, where either of the two mixes."""
+        row, sample = self.rows[number], self._samples[number]
+        columns = own if softmax is None else weighted_columns(softmax, sample)
+        if softmax is not None:
+            self._softmax_columns[number] = columns
+        if row.previous is None or row.facts.group is None:
+            return
+        earlier = self._softmax_columns.pop(row.previous, None)
+        if earlier is not None:
+            both = torch.stack([earlier[0], columns[0]], 1), torch.stack([earlier[1], columns[1]], 1)
+            self._take("softmax_similarity", number, pairwise(*both, sample.weight)[:, 0, 1])
+        elif softmax is not None:
+            pair = self._columns[row.facts.group].pair(row.previous, *columns, sample.weight)
+            self._take("softmax_similarity", number, pair)
+
+    def _numbers(self, number: int, row: Row) -> BlockNumbers:
+        nothing = torch.full((len(self._images),), torch.nan, dtype=torch.float64)
+
+        def now(key: str) -> Tensor:
+            value = self._now.get((key, number))
+            return nothing if value is None else value.to("cpu", torch.float64)
+
+        return BlockNumbers(
+            now("attention_similarity"),
+            now("attention_similarity_centred"),
+            now("entropy"),
+            now("map_contrast"),
+            row.keys,
+            row.facts.mixed,
+        )
+
+    def _take(self, key: str, number: int, values: Tensor) -> None:
+        self._now[key, number] = self._per_image(values, number)
+
+    def _per_image(self, values: Tensor, number: int) -> Tensor:
+        """Mean over the windows of each image that are whole: [B*W, ...] -> [B, ...]."""
+        whole = self._whole.get(number)
+        if whole is not None:
+            values = values.masked_fill(~whole.view(-1, *[1] * (values.ndim - 1)), torch.nan)
+        mean: Tensor = values.unflatten(0, (len(self._images), -1)).nanmean(1)
+        return mean
+
+
+def _unmasked(maps: Tensor) -> Tensor:
+    """Which windows [B*W] have no masked entry; all when every window has one.
+
+    Shifted windows at the edge hold pieces of the image that must not see each other. Such a mask is a
+    pattern that nobody learned: it lowers entropy and makes any two maps alike.
+    """
+    whole = maps.amin(dim=(1, 2, 3)) > 1e-30
+    return whole if bool(whole.any()) else torch.ones_like(whole)

@@ -1,0 +1,110 @@
+"""A few chosen images and their attention maps, small enough to put into a report."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepvit.capturing import MapLayout
+from deepvit.collapse.plan import Plan
+from deepvit.collapse.results import BlockMap, ImageMaps
+from deepvit.collapse.rows import Row
+
+_LONGEST_SIDE = 320
+# Besides the class token these places of the image ask, as shares of its height and width.
+_ASKING = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))
+# Bytes of maps that one image may take: patches ask only where that keeps a report of four images small.
+_BYTES_AN_IMAGE = 1_000_000
+
+
+class ChosenMaps:
+    """Keeps the maps of at most ``count`` images: what the class token, or else the mean query, attends to.
+
+    Three patches of each image ask as well, where queries and keys are the same patches and the maps fit.
+    They are spread over the images on which attention is measured. Windowed maps are not kept: a window is
+    not the image. ``normalize`` is the (mean, std) that the images were normalised with, undone for
+    display; ``None``: each image is stretched to the full range.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        plan: Plan,
+        images: int | None,
+        count: int,
+        normalize: tuple[Sequence[float], Sequence[float]] | None,
+    ) -> None:
+        self.rows = {row.key: row for row in rows}
+        self.count, self.normalize = count, normalize
+        measured = count if images is None else -(-images // plan.attention_every)
+        self.every = plan.attention_every * max(1, measured // max(1, count))
+        self.images: list[ImageMaps] = []
+        self._now: list[tuple[int, ImageMaps]] = []
+
+    def begin(self, numbers: Sequence[int], images: Tensor, labels: Sequence[str]) -> None:
+        """Start a forward pass over images [B,3,h,w] with these numbers; keeps the chosen ones' pixels."""
+        self._now = []
+        for place, number in enumerate(numbers):
+            if number % self.every == 0 and len(self.images) < self.count:
+                pixels = displayed(images[place], self.normalize)
+                data = base64.b64encode(pixels.numpy().tobytes()).decode()
+                self.images.append(ImageMaps(labels[place], list(pixels.shape), data))
+                self._now.append((place, self.images[-1]))
+
+    def on_attention(self, key: str, maps: Tensor, layout: MapLayout) -> None:
+        """Keep the chosen images' part of the maps [B,H,Q,K] of one block."""
+        row = self.rows.get(key)
+        if row is None or layout.windows > 1 or layout.key_grid is None:
+            return
+        for place, image in self._now:
+            if layout.query_prefix > 0:
+                asked = {"class token": maps[place, :, 0]}
+            else:
+                asked = {"mean of all queries": maps[place].mean(-2)}
+            for name, query in self._patches(layout).items():
+                asked[name] = maps[place, :, query]
+            for name, rows in asked.items():
+                values = rows[:, layout.key_prefix :].unflatten(-1, layout.key_grid)
+                image.maps.append(_encoded(row.facts.index, name, values.to("cpu", torch.float32)))
+
+    def _patches(self, layout: MapLayout) -> dict[str, int]:
+        """Patches that ask: name → number among the queries."""
+        grid = layout.query_grid
+        if grid is None or grid != layout.key_grid or min(grid) < len(_ASKING):
+            return {}
+        cells = grid[0] * grid[1]
+        if layout.heads * cells * (1 + len(_ASKING)) * len(self.rows) > _BYTES_AN_IMAGE:
+            return {}
+        places = [(int(down * grid[0]), int(across * grid[1])) for down, across in _ASKING]
+        return {f"patch ({r}, {c})": layout.query_prefix + r * grid[1] + c for r, c in places}
+
+
+def _encoded(block: int, query: str, values: Tensor) -> BlockMap:
+    low, high = float(values.min()), float(values.max())
+    # A constant map has no range; every byte is then 0 and stands for `low`.
+    scale = 255.0 / (high - low) if high > low else 0.0
+    levels = ((values - low) * scale).round().clamp(0, 255).to(torch.uint8)
+    return BlockMap(
+        block, query, list(values.shape), low, high, base64.b64encode(levels.numpy().tobytes()).decode()
+    )
+
+
+def displayed(image: Tensor, normalize: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+    """A normalised image [C,h,w] as uint8 [h,w,3], its longest side at most 320 pixels."""
+    image = image.detach().to("cpu", torch.float32)
+    if image.shape[0] != 3:
+        image = image.mean(0, keepdim=True).expand(3, -1, -1)
+    if normalize is not None:
+        mean, std = (torch.as_tensor(values, dtype=torch.float32)[:, None, None] for values in normalize)
+        image = image * std + mean
+    else:
+        low, high = image.amin(), image.amax()
+        image = (image - low) / (high - low).clamp_min(1e-6)
+    factor = _LONGEST_SIDE / max(image.shape[-2:])
+    if factor < 1:
+        image = F.interpolate(image[None], scale_factor=factor, mode="bilinear", antialias=True)[0]
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

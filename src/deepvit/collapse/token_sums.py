@@ -1,0 +1,128 @@
+"""Running sums of all token metrics: tokens come in block by block and are gone after the batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deepvit.capturing import TokenLayout
+from deepvit.collapse.metrics import (
+    change,
+    cka_matrix,
+    effective_rank,
+    feature_similarity,
+    high_norm_share,
+    patch_similarity,
+    rank_one_distance,
+    signed_patch_similarity,
+)
+from deepvit.collapse.moments import Moments
+from deepvit.collapse.plan import Plan, spread_evenly
+from deepvit.collapse.rows import Row
+from deepvit.collapse.states import has_patches_alike
+from deepvit.errors import UserError
+
+# Fewer tokens than this say nothing about alignment.
+_FEWEST_ALIGNMENT_TOKENS = 16
+
+
+class TokenSums:
+    """Takes the tokens after every block of one forward pass after another; mean and deviation over images.
+
+    Call ``begin``, then for each block ``entering`` (its input, where known) and ``on_tokens`` (its output)
+    in order, then ``end``. Prefix tokens are left out of every metric. A few patches of each image are kept
+    for CKA, no more than ``plan.alignment_tokens`` in all.
+    """
+
+    def __init__(self, rows: Sequence[Row], plan: Plan) -> None:
+        self.rows, self.plan = rows, plan
+        self.position = {
+            row.block: number for number, row in enumerate(rows) if row.tokens and row.patches > 0
+        }
+        self.series: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
+        self.states: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
+        self._kept: dict[int, dict[int, Tensor]] = defaultdict(dict)
+        self._images: list[int] = []
+        self._before: dict[int, Tensor] = {}
+        self._outputs: dict[int, Tensor] = {}
+
+    def begin(self, images: Sequence[int]) -> None:
+        """Start a forward pass over the images with these numbers."""
+        self._images = list(images)
+        self._before.clear()
+        self._outputs.clear()
+
+    def entering(self, block: str, tokens: Tensor) -> None:
+        """The tokens [B,N,C] that enter a block."""
+        if block in self.position:
+            # A copy: the block may add to its input in place.
+            self._before[self.position[block]] = tokens.detach().clone()
+
+    def on_tokens(self, block: str, tokens: Tensor, layout: TokenLayout) -> None:
+        """The tokens [B,N,C] that leave a block."""
+        number = self.position.get(block)
+        if number is None:
+            return
+        patches = tokens[:, layout.prefix :]
+        if not bool(patches.isfinite().all()):
+            raise UserError(
+                f"{block}: its tokens are NaN or infinite; the model has diverged, or needs another precision"
+            )
+        before = self._before.pop(number, None)
+        if before is not None and before.shape == tokens.shape:
+            self._add("change", number, change(before[:, layout.prefix :], patches))
+        self._add("rank_one_distance", number, rank_one_distance(patches))
+        self._add("high_norm_share", number, high_norm_share(patches))
+        self._add("patch_similarity_signed", number, signed_patch_similarity(patches))
+        ranked = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
+        some = patches[:, spread_evenly(patches.shape[1], self.plan.patch_limit, patches.device)]
+        similarity = patch_similarity(some)
+        self._add("patch_similarity", number, similarity)
+        self.states["patches"][number].add(has_patches_alike(similarity).to(torch.float64))
+        if ranked:
+            self._add("token_rank", number, effective_rank(some[ranked]))
+        # Indexing made a copy unless all patches were taken as they are.
+        self._outputs[number] = some
+
+    def end(self) -> None:
+        """Finish the forward pass: what needs the last block's tokens, and the tokens kept for CKA."""
+        last = self._outputs.get(max(self.position.values(), default=-1))
+        for number, tokens in self._outputs.items():
+            if last is not None and last.shape == tokens.shape:
+                self._add("feature_similarity", number, feature_similarity(tokens, last))
+        for number, tokens in self._outputs.items():
+            count = min(self.plan.alignment_per_image, tokens.shape[1])
+            # By the number of the image, not by how many came: the choice must not depend on the batch size.
+            first = self.plan.alignment_tokens // count
+            places = spread_evenly(tokens.shape[1], count, tokens.device)
+            for place, image in enumerate(self._images):
+                if image < first:
+                    # Other places in every image: few tokens an image then still cover the grid.
+                    picked = tokens[place, (places + image) % tokens.shape[1]]
+                    self._kept[number][image] = picked.to("cpu", torch.float32)
+        self._outputs.clear()
+
+    def alignment(self) -> list[list[float | None]]:
+        """Debiased linear CKA of every pair of rows with equally many patches; ``None`` elsewhere."""
+        size = len(self.rows)
+        result: list[list[float | None]] = [[None] * size for _ in range(size)]
+        groups: dict[int, list[int]] = defaultdict(list)
+        for number in self._kept:
+            groups[self.rows[number].patches].append(number)
+        for members in groups.values():
+            # In the order of the images: the order of sums then does not depend on the batches either.
+            features = [torch.cat([tokens for _, tokens in sorted(self._kept[n].items())]) for n in members]
+            if features[0].shape[0] < _FEWEST_ALIGNMENT_TOKENS:
+                continue
+            matrix = cka_matrix(features)
+            for i, p in enumerate(members):
+                for j, q in enumerate(members):
+                    value = float(matrix[i, j])
+                    result[p][q] = value if value == value else None
+        return result
+
+    def _add(self, key: str, number: int, values: Tensor) -> None:
+        self.series[key][number].add(values)

@@ -1,0 +1,113 @@
+"""A diagnosis on disk: ``collapse.json``, ``report.html`` and, if asked for, figures for papers."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import deepvit
+from deepvit.collapse.catalogue import MATRICES, METRICS
+from deepvit.collapse.results import Measurements
+from deepvit.files import write_atomic
+from deepvit.report import charts, page
+from deepvit.report.cure_commands import cure_rows
+from deepvit.report.payload import page_data
+from deepvit.report.store import save
+from deepvit.report.words import (
+    chart_words,
+    finding_rows,
+    lead,
+    measurement_facts,
+    model_facts,
+    subject,
+)
+
+
+def write_report(results: Measurements, out: str | os.PathLike[str], figures: bool = False) -> Path:
+    """Write ``collapse.json`` and ``report.html`` into the folder ``out``; returns the path of the report.
+
+    With ``figures`` the profiles and matrices are also written as PNG and SVG into ``out/figures``. Every
+    file appears whole or not at all.
+    """
+    folder = Path(out)
+    save(results, folder / "collapse.json")
+    path = write_atomic(folder / "report.html", report_html(results))
+    if figures:
+        # matplotlib costs a second to import, and most reports are read on a screen.
+        from deepvit.report.figures import write_figures
+
+        write_figures(results, folder / "figures")
+    return path
+
+
+def report_html(results: Measurements) -> bytes:
+    """The report of one model as a self-contained HTML page, in UTF-8."""
+    found = charts.profiles([results], together=True)
+    return page.render(
+        "report.html.jinja",
+        page_data([results], [results.name], found),
+        result=results,
+        subject=subject(results),
+        lead=lead(results),
+        cures=cure_rows(results),
+        charts=chart_words(found),
+        matrices=matrix_titles([results]),
+        numbers=numbers_table([results], [results.name]),
+        findings=finding_rows(results),
+        model_facts=model_facts(results),
+        measurement_facts=measurement_facts(results),
+        definitions=definitions([results]),
+        **frame(),
+    )
+
+
+def frame() -> dict[str, str]:
+    """What every page says about itself."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC")
+    return {"version": deepvit.__version__, "written": now}
+
+
+def matrix_titles(results: Sequence[Measurements]) -> dict[str, dict[str, str]]:
+    """The matrices that any of the models has, in the catalogue's order, with heading and reading line."""
+    return {
+        key: charts.matrix_words(key) for key in MATRICES if any(key in result.matrices for result in results)
+    }
+
+
+def definitions(results: Sequence[Measurements]) -> list[Any]:
+    """The catalogue's entries of what these models were measured for."""
+    return [METRICS[key] for key in charts.shown_metrics(results)]
+
+
+def numbers_table(results: Sequence[Measurements], names: Sequence[str]) -> dict[str, Any]:
+    """Heads and rows of the table of all numbers: a row a block, a column a metric."""
+    keys = charts.shown_metrics(results)
+    several = len(results) > 1
+    heads: list[dict[str, Any]] = [{"title": "Model", "formula": "", "text": True}] if several else []
+    heads.append({"title": "Block", "formula": "counted from 0", "text": False})
+    heads += [
+        {"title": charts.metric_title(key), "formula": METRICS[key].formula, "text": False} for key in keys
+    ]
+    rows = []
+    for result, name in zip(results, names, strict=True):
+        similar = set(result.similar.blocks)
+        for place, block in enumerate(result.blocks):
+            row = [_cell(name, name, text=True)] if several else []
+            row.append(_cell(block.index, str(block.index)))
+            for key in keys:
+                series = result.series.get(key)
+                value = series.values[place] if series else None
+                spread = series.spread[place] if series and value is not None else None
+                over = key == "attention_similarity" and block.index in similar
+                row.append(_cell(value, page.number(value), spread=spread, over=over))
+            rows.append(row)
+    return {"heads": heads, "rows": rows}
+
+
+def _cell(
+    value: Any, shown: str, *, text: bool = False, spread: float | None = None, over: bool = False
+) -> dict[str, Any]:
+    return {"value": value, "shown": shown, "text": text, "spread": spread, "over": over}

@@ -1,0 +1,491 @@
+"""What a report writes: whole files, the numbers that were measured, and nobody's text as markup."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import html.parser
+import io
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from report.example import example_measurements
+
+from deepvit.collapse.catalogue import MATRICES, METRICS
+from deepvit.collapse.results import (
+    VERSION,
+    BlockFacts,
+    BlockMap,
+    Cure,
+    Finding,
+    ImageMaps,
+    Measurements,
+    Series,
+    SimilarBlocks,
+    Verdict,
+)
+from deepvit.collapse.verdict import decide
+from deepvit.errors import UserError
+from deepvit.report import compare_reports, diagnose, load, report_html, save, write_report
+from deepvit.report.charts import profiles, shown_metrics, thresholds
+from deepvit.report.compare import compare_html, curve_charts, distinct_names, outcome_table
+from deepvit.report.cure_commands import command
+from deepvit.report.page import number
+from deepvit.report.payload import numbers_csv, page_data
+from deepvit.report.pictures import maps_payload
+from deepvit.report.words import finding_rows, lead, measurement_facts, spoken_blocks
+
+EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\"'&"
+
+
+class Tags(html.parser.HTMLParser):
+    """Every start tag with its attributes, and the text of every script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.texts: list[str] = []
+        self._script: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._script = (dict(attrs).get("id") or "main") if tag == "script" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+        else:
+            self.texts.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = None
+
+
+def embedded(page: bytes) -> dict:
+    return json.loads(Tags(page.decode()).scripts["data"])
+
+
+def test_write_report_writes_json_and_page(tmp_path):
+    results = example_measurements("small", depth=6, heads=3, grid=4)
+    path = write_report(results, tmp_path / "out")
+    assert path == tmp_path / "out" / "report.html"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["collapse.json", "report.html"]
+    assert load(path.parent) == results
+    assert load(path.parent / "collapse.json").to_dict() == results.to_dict()
+    plain = json.loads((path.parent / "collapse.json").read_text())
+    assert (plain["schema"], plain["version"]) == ("deepvit.collapse", 1)
+
+
+def test_report_says_verdict_evidence_cure_and_command():
+    results = example_measurements("vit_small", depth=12, collapse_from=8)
+    results.provenance["train"] = {"options": ["--model", "vit_small", "--data", "digits"], "out": None}
+    text = " ".join(Tags(report_html(results).decode()).texts)
+    text = re.sub(r"\s+", " ", text)
+    assert results.verdict.headline in text
+    assert results.verdict.findings[0].sentence in text
+    assert "attention similarity with the previous block, mean" in text
+    assert "0.970" in text
+    assert "98%" in text
+    assert results.similar.rule in text
+    assert "deepvit train --model vit_small --data digits \\ --cures reattention --cure_blocks 8-11" in text
+    for key in shown_metrics([results]):
+        assert METRICS[key].source in text
+        assert METRICS[key].formula in text
+
+
+def test_every_number_of_the_table_is_the_measured_one():
+    results = example_measurements(depth=5, heads=2, grid=3)
+    rows = list(csv.DictReader(io.StringIO(numbers_csv([results], ["a, b"]))))
+    assert [row["model"] for row in rows] == ["a, b"] * 5
+    for key, series in results.series.items():
+        for row, value, spread in zip(rows, series.values, series.spread, strict=True):
+            assert row[key] == ("" if value is None else repr(value))
+            assert row[f"{key}_spread"] == ("" if spread is None else repr(spread))
+    cells = [
+        attrs["data-value"]
+        for tag, attrs in Tags(report_html(results).decode()).tags
+        if tag == "td" and "data-value" in attrs
+    ]
+    width = 1 + len(shown_metrics([results]))
+    first = results.series["entropy"].values
+    place = 1 + shown_metrics([results]).index("entropy")
+    assert [float(cells[width * block + place]) for block in range(5)] == first
+
+
+def test_charts_hold_the_measured_values_thresholds_and_every_metric():
+    results = example_measurements(depth=6, heads=2, grid=3, collapse_from=4)
+    data = embedded(report_html(results))
+    drawn = {key for chart in data["charts"] for key in chart["keys"]}
+    assert drawn == set(METRICS) - {"softmax_similarity"}  # no block mixes heads: it would repeat a line
+    model = data["models"][0]
+    for key in drawn:
+        for shown, value in zip(model["series"][key]["values"], results.series[key].values, strict=True):
+            assert (shown is None) == (value is None)
+            assert value is None or shown == pytest.approx(value, rel=1e-4)
+    assert data["charts"][0]["thresholds"] == [{"value": 0.9, "label": "similar from 0.9"}]
+    assert model["from"] == results.verdict.from_block == 4
+    mixed = profiles([example_measurements(depth=4, mixed=True)], together=True)
+    assert "softmax_similarity" in mixed[0].keys
+
+
+def test_bands_stay_inside_the_range_of_their_metric():
+    results = example_measurements(depth=4, heads=2, grid=3)
+    results.series["entropy"].values = [0.99, 0.01, 0.5, None]
+    results.series["entropy"].spread = [0.05, 0.05, 0.1, None]
+    band = page_data([results], ["x"], profiles([results], together=True))["models"][0]["series"]["entropy"]
+    assert band["low"] == [0.94, 0.0, 0.4, None]
+    assert band["high"] == [1.0, 0.06, 0.6, None]
+
+
+def test_nobodys_text_becomes_markup():
+    results = example_measurements(EVIL, depth=3, heads=2, grid=3, collapse_from=1, labels=[EVIL, EVIL + "2"])
+    results.provenance["unreadable"] = [EVIL]
+    results.model["class"] = EVIL
+    results.verdict.text = results.verdict.headline = EVIL
+    results.blocks[0].name = EVIL
+    curves = {EVIL: {EVIL: [[0, 1], [1, 2]]}}
+    for page in (report_html(results), compare_html([results, results], curves, [{EVIL: EVIL}])):
+        parsed = Tags(page.decode())
+        assert sorted(parsed.scripts) == ["data", "main", "overlay-colors"]
+        assert not [tag for tag, _ in parsed.tags if tag == "img"]
+        assert not [attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs)]
+        assert json.loads(parsed.scripts["data"])["models"][0]["name"] == EVIL
+        assert EVIL in "".join(parsed.texts)
+
+
+def test_page_asks_nobody_for_anything_and_runs_only_its_own_script():
+    page = report_html(example_measurements(depth=3, heads=2, grid=3)).decode()
+    parsed = Tags(page)
+    policy = next(
+        attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    for _, attrs in parsed.tags:
+        assert "style" not in attrs  # the policy would drop it
+        for name in ("src", "href", "action"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:"))
+
+
+def test_names_that_are_not_unicode_survive(tmp_path):
+    results = example_measurements("caf\udce9", depth=3, heads=2, grid=3, labels=["\udcff.jpg"])
+    write_report(results, tmp_path)
+    assert load(tmp_path).name == "caf\udce9"
+    assert "caf?" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_not_a_number_is_refused_before_anything_is_written(tmp_path):
+    results = example_measurements(depth=3, heads=2, grid=3)
+    results.series["entropy"].values[1] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        write_report(results, tmp_path / "out")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_reports_stay_under_eight_megabytes_and_say_what_they_left_out():
+    large = example_measurements("large", depth=40, heads=16, grid=37, images=6)
+    page = report_html(large)
+    assert len(page) < 8_000_000
+    maps = maps_payload(large, 5_500_000)
+    assert maps is not None
+    assert maps["notes"]
+    for note in maps["notes"]:
+        assert note in page.decode()
+    assert len(compare_html([large, large, large])) < 8_000_000
+
+
+def test_averaged_heads_are_the_mean_of_the_heads():
+    results = example_measurements(depth=2, heads=3, grid=4, images=1, mixed=True)
+    maps = maps_payload(results, 1)
+    assert maps is not None
+    layer, entry = maps["layers"][0][0], results.maps[0].maps[0]
+    assert layer["averaged"]
+    assert maps["notes"] == [
+        "Single heads are left out to keep the file small: every map is the mean of the heads."
+    ]
+    raw = base64.b64decode(layer["data"][0])
+    low, high = layer["ranges"][0]
+    keys = results.blocks[0].keys
+    for cell in range(16):
+        mean = sum(entry.bytes()[head * 16 + cell] for head in range(3)) / 3
+        expected = keys * (entry.low + (entry.high - entry.low) * mean / 255)
+        assert low + (high - low) * raw[cell] / 255 == pytest.approx(expected, abs=(high - low) / 250)
+
+
+def test_blocks_of_two_shapes_and_gaps_are_drawn():
+    data = embedded(report_html(example_measurements(depth=9, heads=2, grid=6, two_shapes=True)))
+    matrix = data["models"][0]["matrices"]["attention_similarity"]["values"]
+    assert matrix[0][8] is None
+    assert {tuple(layer["grid"]) for layer in data["models"][0]["maps"]["layers"][0]} == {(6, 6), (3, 3)}
+
+
+def test_healthy_report_names_no_block_and_no_cure():
+    page = report_html(example_measurements(depth=4, heads=2, grid=3, collapse_from=None))
+    assert embedded(page)["models"][0]["from"] is None
+    assert "What to do about it" not in page.decode()
+
+
+def test_command_of_a_cure_trains_the_same_network_on_the_same_data():
+    results = example_measurements("a run")
+    results.provenance["train"] = {"options": ["--config", "my runs/a/config.yaml"], "out": "my runs/a"}
+    assert command(Cure("reattention", "7-11", ""), results) == (
+        "deepvit train --config 'my runs/a/config.yaml' \\\n"
+        "  --cures reattention --cure_blocks 7-11 \\\n"
+        "  --out 'my runs/a-reattention'"
+    )
+    assert "--losses.patch_cosine 1 " in command(Cure("patch_cosine", "all", ""), results)
+    assert "--cures layerscale \\" in command(Cure("layerscale", "all", ""), results)
+    del results.provenance["train"]
+    assert (
+        command(Cure("layerscale", "all", ""), results)
+        == "deepvit.cures.apply(model, 'layerscale', blocks='all')"
+    )
+    assert command(Cure("patch_cosine", "all", ""), results) == (
+        "diversity = deepvit.losses.Diversity(model, {'patch_cosine': 1.0})"
+    )
+
+
+def test_compare_takes_measurements_files_and_folders(tmp_path):
+    first = example_measurements("plain", depth=4, heads=2, grid=3, collapse_from=2)
+    second = example_measurements("cured", depth=6, heads=2, grid=3, collapse_from=None)
+    write_report(second, tmp_path / "cured")
+    path = compare_reports(
+        [SimpleNamespace(measurements=first), tmp_path / "cured", str(tmp_path / "cured" / "collapse.json")],
+        curves={
+            "plain": {"val_accuracy": [[1, 0.5], [0, 0.1]]},
+            "other": {"loss": [(0, float("nan")), (1, 2.0)]},
+        },
+        table=[{"model": "plain", "top-1": 0.5}, {"model": "cured", "top-1": 0.75, "parameters": 1234567}],
+        out=tmp_path / "both",
+    )
+    assert path == tmp_path / "both" / "report.html"
+    page = path.read_bytes()
+    data = embedded(page)
+    assert [model["name"] for model in data["models"]] == ["plain", "cured", "cured (2)"]
+    accuracy, loss = data["curves"]
+    assert accuracy["series"][0]["x"] == [0.0, 1.0]
+    assert accuracy["series"][0]["color"] == data["models"][0]["color"]
+    assert loss["series"][0]["y"] == [None, 2.0]
+    assert loss["series"][0]["color"] == 3
+    text = page.decode()
+    assert "plain collapses, the others do not" in text
+    assert "1,234,567" in text
+    assert 'data-value=""' in text  # a cell that its row does not have
+
+
+def test_compare_refuses_what_it_cannot_read(tmp_path):
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare_reports([], out=tmp_path)
+    with pytest.raises(UserError, match="cannot compare a int"):
+        compare_reports([3], out=tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        compare_reports([tmp_path / "none.json"], out=tmp_path)
+    bad = tmp_path / "collapse.json"
+    for text, message in (
+        ("{", "not readable as JSON"),
+        ("[]", "a JSON object is expected"),
+        ('{"schema": "other"}', "not a collapse report"),
+        ('{"schema": "deepvit.collapse", "version": 99}', "version 99"),
+        ('{"schema": "deepvit.collapse", "version": 1}', "damaged"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(UserError, match=message):
+            compare_reports([bad], out=tmp_path)
+
+
+def test_small_parts_of_the_comparison():
+    same = example_measurements("x", depth=2, heads=1, grid=2)
+    assert distinct_names([same, same, same]) == ["x", "x (2)", "x (3)"]
+    assert outcome_table([]) is None
+    assert curve_charts({}, [], "epoch") == []
+    assert curve_charts({"a": {"m": []}}, [], "epoch") == []
+
+
+def test_json_keeps_a_row_of_a_matrix_on_one_line(tmp_path):
+    results = example_measurements(depth=4, heads=2, grid=3)
+    text = save(results, tmp_path / "c.json", maps=False).read_text()
+    assert any(line.count(",") >= 3 and line.strip().startswith("[") for line in text.splitlines())
+    assert Measurements.from_dict(json.loads(text)).maps == []
+
+
+def test_documented_schema_names_every_field_and_metric():
+    text = (Path(__file__).parents[2] / "docs" / "collapse-json.md").read_text("utf-8")
+    kinds = (Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, ImageMaps, BlockMap)
+    for kind in kinds:
+        for entry in dataclasses.fields(kind):
+            assert f"`{entry.name}`" in text, f"{kind.__name__}.{entry.name} is not documented"
+    assert f"`version` is `{VERSION}`" in text
+    for key, info in METRICS.items():
+        row = next(
+            line for line in text.splitlines() if line.startswith(f"| `{key}` | ") and info.alarm in line
+        )
+        assert info.formula.replace("|", "\\|") in row
+    for key in MATRICES:
+        assert f"`{key}`" in text
+
+
+def test_single_heads_are_drawn_where_they_were_measured():
+    results = example_measurements(depth=3, heads=2, grid=3)
+    results.per_head["entropy"][1] = None
+    series = embedded(report_html(results))["models"][0]["series"]
+    assert series["entropy"]["heads"][0] == pytest.approx(results.per_head["entropy"][0], rel=1e-4)
+    assert series["entropy"]["heads"][1] == []
+    assert series["token_rank"]["heads"] is None
+
+
+def test_written_numbers_line_up_as_numbers():
+    table = outcome_table(
+        [{"run": "a", "top-1": "97.2 ± 0.4", "s": "–"}, {"run": "b", "top-1": "98.0", "s": "1.5"}]
+    )
+    assert table is not None
+    assert [head["text"] for head in table["heads"]] == [True, False, False]
+
+
+def judged(**options) -> Measurements:
+    """An example with the verdict that its made-up numbers really get."""
+    results = example_measurements(depth=10, heads=2, grid=3, **options)
+    results.series["entropy"].values = [0.6] * 10
+    results.series["patch_similarity"].values = [0.5] * 9 + [0.95]
+    shares = {
+        "alike": results.similar.images_share,
+        "uniform": [0.0] * 10,
+        "sharp": [0.0] * 10,
+        "patches": [0.0] * 10,
+    }
+    results.verdict = decide(results.blocks, results.series, shares)
+    return results
+
+
+def test_the_page_says_each_thing_of_a_real_verdict_once():
+    results = judged(collapse_from=5)
+    verdict = results.verdict
+    assert verdict.kind == "maps_alike"
+    assert len(verdict.findings) > 1
+    told = lead(results)
+    assert told.startswith(verdict.findings[0].sentence)
+    assert "similarities lie between" in told
+    for other in (
+        verdict.headline,
+        verdict.findings[1].sentence,
+        verdict.sureness_text,
+        "What answers it",
+        "This is",
+    ):
+        assert other not in told
+    rows = finding_rows(results)
+    assert rows[0]["sentence"] is None
+    assert rows[1]["sentence"] == verdict.findings[1].sentence
+    assert "Entropy" not in told
+    assert any(
+        what.startswith("Attention similarity with the previous block, ") for what in rows[0]["evidence"]
+    )
+    text = "".join(Tags(report_html(results).decode()).texts)
+    for finding in verdict.findings:
+        assert text.count(finding.sentence) == 1
+    assert text.count("deepvit.cures.apply(model, ") == len(verdict.cures)
+
+
+def test_healthy_verdict_leads_with_the_counts():
+    results = judged(collapse_from=None)
+    assert results.verdict.kind == "healthy"
+    assert lead(results).startswith("0 of 9 blocks are similar")
+    assert spoken_blocks(results) == []
+
+
+def test_the_bracket_marks_what_the_verdict_speaks_of():
+    results = example_measurements(depth=10, heads=2, grid=3, collapse_from=4)
+    results.verdict.findings[0].blocks = [4, 5, 6]
+    strip = embedded(report_html(results))["models"][0]["strip"]
+    assert (strip["from"], strip["to"]) == (4, 6)
+    results.verdict.findings = []
+    assert spoken_blocks(results) == [4, 5, 6, 7, 8, 9]
+
+
+def test_thresholds_are_drawn_as_the_measurements_state_them():
+    results = example_measurements(depth=3, heads=2, grid=14)
+    assert thresholds(["entropy"], [results]) == []
+    results.provenance["thresholds"] = {
+        "alike_centred": 0.5, "uniform_share_of_keys": 0.95, "sharp_keys": 2.0, "patches_alike": 0.9,
+    }  # fmt: skip
+    sharp, even = thresholds(["entropy"], [results])
+    assert sharp == {"value": pytest.approx(math.log(2) / math.log(197)), "label": "too sharp below"}
+    assert even["value"] == pytest.approx(1 + math.log(0.95) / math.log(197))
+    assert thresholds(["patch_similarity"], [results])[0]["value"] == 0.9
+    drawn = embedded(report_html(results))["charts"][0]["thresholds"]
+    assert [line["value"] for line in drawn] == [0.5, 0.9]
+
+
+def test_what_is_beside_the_point_is_left_to_the_json():
+    results = example_measurements(depth=3)
+    results.provenance |= {"plan": {"attention_chunk": 8}, "shares_of_images": {"alike": [0.5]}}
+    facts = measurement_facts(results)
+    assert "plan" not in facts
+    assert "shares_of_images" not in facts
+    assert list(facts)[-1] == "notes"
+    assert "plan" in json.loads(json.dumps(results.to_dict()))["provenance"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (0.12345, "0.123"),
+        (-0.5, "−0.500"),
+        (12.34, "12.3"),
+        (1234, "1,234"),
+        (2.5e-5, "2.5e−05"),
+    ],
+)
+def test_numbers_for_reading(value, shown):
+    assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("kinds", "title"),
+    [
+        (["maps_alike", "healthy"], "a collapses, the other does not"),
+        (["healthy", "healthy"], "None of 2 networks collapses"),
+        (["maps_alike", "sharp_maps"], "Both networks collapse"),
+        (["maps_alike", "sharp_maps", "healthy"], "2 of 3 networks collapse"),
+        (["healthy", "untrained_or_uniform", "healthy"], "None of 3 networks collapses; 1 looks untrained"),
+    ],
+)
+def test_the_title_of_a_comparison_says_who_collapses(kinds, title):
+    results = []
+    for name, kind in zip("abc", kinds, strict=False):
+        result = example_measurements(name, depth=2, heads=1, grid=2, images=0)
+        result.verdict.kind, result.verdict.collapsed = kind, kind in ("maps_alike", "sharp_maps")
+        results.append(result)
+    assert f"<h1>{title}</h1>" in compare_html(results).decode()
+
+
+def test_diagnose_hands_on_how_the_network_is_trained(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2
+    )
+    facts = {"data": "digits", "train": {"options": ["--model", "x"], "out": None}}
+    diagnose(model, [torch.randn(2, 3, 32, 32)], out=tmp_path, progress=False, provenance=facts)
+    results = load(tmp_path)
+    assert results.provenance["data"] == "digits"
+    results.verdict.cures = [Cure("reattention", "all", "")]
+    text = "".join(Tags(report_html(results).decode()).texts)
+    assert "deepvit train --model x \\\n  --cures reattention" in text
+    queries = embedded((tmp_path / "report.html").read_bytes())["models"][0]["maps"]["images"][0]["queries"]
+    assert [query["name"] for query in queries] == [
+        "class token",
+        "patch (1, 1)",
+        "patch (2, 2)",
+        "patch (3, 3)",
+    ]
+    assert queries[1]["at"] == [0.375, 0.375]
