@@ -18,6 +18,7 @@ import torch
 from deepvit.benchmarking.measure import against, in_turn, machine
 from deepvit.files import write_json
 from deepvit.losses import FORMS, PatchMix
+from deepvit.tasks.classification import criterion
 from deepvit.training.objective import Objective
 
 NONE = "no loss"
@@ -34,7 +35,8 @@ def sides(name: str, images: int) -> dict[str, Callable[[], Any]]:
 
     def step_with(loss: str | None) -> Callable[[], Any]:
         mix = PatchMix(model.patch_embed.patch_size[0], CLASSES) if loss == "patch_mixing" else None
-        objective = Objective(model, CLASSES, weights={} if loss is None else {loss: 1.0}, mix=mix)
+        weights = {} if loss is None else {loss: 1.0}
+        objective = Objective(model, criterion(0.0), classes=CLASSES, weights=weights, mix=mix)
 
         def step() -> None:
             total, _ = objective(model, x, y)

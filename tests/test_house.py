@@ -12,8 +12,8 @@ import deepvit
 ROOT = Path(deepvit.__file__).parent
 # From the lowest room to the highest; a room may import those before it.
 ORDER = [
-    "errors", "files", "recipes", "ops", "layers", "losses", "models", "cures", "capturing", "collapse", "report", "data",
-    "training", "loading", "experiments", "benchmarking", "cli",
+    "errors", "files", "recipes", "options", "parsing", "provenance", "ops", "layers", "losses", "models", "cures",
+    "capturing", "collapse", "report", "data", "tasks", "runs", "training", "experiments", "benchmarking", "commands", "cli",
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}  # the public face of the package and the program's entry
 TORCH_ONLY = ("ops", "losses", "collapse/metrics")

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from deepvit import losses as losses
     from deepvit.benchmarking.run import benchmark as benchmark
     from deepvit.capturing import capture as capture
-    from deepvit.experiments.compare import compare as compare
+    from deepvit.commands.compare import compare as compare
+    from deepvit.commands.evaluate import evaluate as evaluate
+    from deepvit.commands.predict import predict as predict
     from deepvit.experiments.study import study as study
     from deepvit.layers import ReAttention as ReAttention
     from deepvit.models import convert as convert
     from deepvit.models import load_official as load_official
     from deepvit.report import diagnose as diagnose
-    from deepvit.training import evaluate as evaluate
-    from deepvit.training import load_deployed as load_deployed
-    from deepvit.training import predict as predict
+    from deepvit.runs import load_deployed as load_deployed
     from deepvit.training import train as train
     from deepvit.training.monitor import CollapseMonitor as CollapseMonitor
 
@@ -36,17 +36,29 @@ _PUBLIC = {
     "ReAttention": "deepvit.layers",
     "benchmark": "deepvit.benchmarking.run",
     "capture": "deepvit.capturing",
-    "compare": "deepvit.experiments.compare",
+    "compare": "deepvit.commands.compare",
     "convert": "deepvit.models",
     "diagnose": "deepvit.report",
-    "evaluate": "deepvit.training",
-    "load_deployed": "deepvit.training",
+    "evaluate": "deepvit.commands.evaluate",
+    "load_deployed": "deepvit.runs",
     "load_official": "deepvit.models",
-    "predict": "deepvit.training",
+    "predict": "deepvit.commands.predict",
     "study": "deepvit.experiments.study",
     "train": "deepvit.training",
 }
-_MODULES = ("capturing", "collapse", "cures", "data", "layers", "losses", "ops", "report", "training")
+_MODULES = (
+    "capturing",
+    "collapse",
+    "cures",
+    "data",
+    "layers",
+    "losses",
+    "ops",
+    "report",
+    "runs",
+    "tasks",
+    "training",
+)
 
 __all__ = ["models", *_MODULES, *_PUBLIC]
 

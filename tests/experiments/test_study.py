@@ -85,7 +85,7 @@ def test_it_goes_on_after_an_interruption(
     original = study_module.train
 
     def stopping(config: object) -> object:
-        trained.append(config.out)  # type: ignore[attr-defined]
+        trained.append(config["out"])  # type: ignore[attr-defined]
         if len(trained) == 2:
             raise KeyboardInterrupt
         return original(config)
@@ -131,14 +131,14 @@ def test_methods_become_cures_and_losses() -> None:
     grid = cells(config)
     assert len(grid) == 6
     plain, mixed, scaled = (config_of(config, cell) for cell in grid[:3])
-    assert plain.cures == ""
-    assert plain.losses == {}
-    assert plain.model_args["depth"] == 4
-    assert plain.seed == 3
-    assert "reattention" in mixed.cures
-    assert mixed.losses == {"patch_cosine": 0.5}
-    assert "attnscale" in scaled.cures
-    assert len({config_of(config, cell).out for cell in grid}) == 6
+    assert plain["cures"] == ""
+    assert plain["losses"] == {}
+    assert plain["model_args"]["depth"] == 4
+    assert plain["seed"] == 3
+    assert "reattention" in mixed["cures"]
+    assert mixed["losses"] == {"patch_cosine": 0.5}
+    assert "attnscale" in scaled["cures"]
+    assert len({config_of(config, cell)["out"] for cell in grid}) == 6
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 import deepvit
 from deepvit.errors import UserError
+from deepvit.runs import read_run
 from deepvit.training.config import TrainConfig
-from deepvit.training.folder import read_run
 
 TINY = {
     "model": "vit_tiny_patch16_224",
@@ -80,12 +80,8 @@ def test_deployed_weights_give_the_reported_accuracy(finished: deepvit.training.
     assert card.weights == "ema"
     assert not model.training
     rows = list(csv.DictReader((finished.path / "metrics.csv").open()))
-    from deepvit.training.inference import datamodule_for
-
-    data = datamodule_for(card, "digits", 64, 0)
-    chosen = deepvit.data.Loaders(
-        data.data, max_val_images=100, input=deepvit.data.InputSpec(8), batch_size=64
-    )
+    chosen = deepvit.training.ImageDataModule("digits", max_val_images=100, input=card.input, batch_size=64)
+    chosen.setup("validate")
     right = sum(int((model(x).argmax(-1) == y).sum()) for x, y in chosen.val_dataloader())
     assert right == pytest.approx(float(rows[-1]["val/top1"]))
 

@@ -118,23 +118,25 @@ def engine_loop(options: dict[str, Any]) -> dict[str, float]:
 
 def bare_loop(options: dict[str, Any]) -> dict[str, float]:
     """What a person would write by hand: the same loader, model, loss and optimizer, and nothing else."""
-    from deepvit.data import open_data
+    from deepvit.data import Loaders
+    from deepvit.tasks import Classification
     from deepvit.training.build import build_model, native_size
-    from deepvit.training.datamodule import ImageDataModule
-    from deepvit.training.inference import input_options
 
-    config = TrainConfig.from_options(options)
+    config = TrainConfig(**options)
     torch.manual_seed(0)
-    data = open_data(config.data)
-    model, card = build_model(config, data.class_names, native_size(data))
+    data = Classification.open(config.data.spec, config.data.source)
+    problem = Classification(Classification.facts_of(data, None))
+    model, card = build_model(config, problem, native_size(data))
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model.to(device)
-    images = ImageDataModule(data, batch_size=config.batch_size, progress=False, **input_options(card))
+    images = Loaders(data, input=card.input, batch_size=config.optim.batch_size, progress=False)
     images.setup("fit")
     loader = images.train_dataloader()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, weight_decay=config.optim.weight_decay, fused=True
+    )
     seconds, steps = 0.0, 0
-    for epoch in range(config.epochs):
+    for epoch in range(config.optim.epochs):
         before = time.perf_counter()
         for x, y in loader:
             logits = model(x.to(device, non_blocking=True))
@@ -142,7 +144,7 @@ def bare_loop(options: dict[str, Any]) -> dict[str, float]:
                 logits, y.to(device, non_blocking=True), label_smoothing=images.label_smoothing
             )
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
             steps += epoch > 0

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from deepvit.ops import lanes
-from deepvit.training.folder import hardware, versions
+from deepvit.provenance import hardware, versions
 
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")

@@ -53,10 +53,3 @@ def keep(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     if draw_growth(result, folder / f"{suite}.png"):
         files.append(str(folder / f"{suite}.png"))
     return {**result, "files": files}
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print the table and the paths."""
-    print(table_of(result))
-    for path in result["files"]:
-        print(path)

@@ -1,4 +1,4 @@
-"""The figure of a study: accuracy by method (over depth, where there are several) and similarity block by block."""
+"""The figure of a study: what the task watches, by method (over depth where there are several), and similarity by block."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deepvit import tasks
 from deepvit.experiments.rows import measurements
 from deepvit.files import atomic_path
+from deepvit.tasks import Column
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
@@ -20,13 +22,14 @@ MOST_LINES = len(COLOURS)
 
 def draw_study(result: dict[str, Any], out: Path) -> None:
     """Write ``figure.png`` and ``figure.svg`` into ``out``; a study without any finished run gives none."""
-    groups = [g for g in result["groups"] if g["top1"] is not None]
+    watched = tasks.find(result["task"]).column()
+    groups = [g for g in result["groups"] if g[watched.key] is not None]
     if not groups:
         return
     methods = list(dict.fromkeys(g["method"] for g in groups))
     figure = Figure(figsize=(10, 4 + 0.12 * max(0, len(methods) - 6)), layout="constrained")
-    accuracy, similarity = figure.subplots(1, 2)
-    draw_accuracy(accuracy, groups, methods)
+    merit, similarity = figure.subplots(1, 2)
+    draw_figure_of_merit(merit, groups, methods, watched)
     curves = similarity_curves(result, methods, out)
     if len(methods) > MOST_LINES:
         draw_similarity_map(similarity, curves, methods)
@@ -37,8 +40,10 @@ def draw_study(result: dict[str, Any], out: Path) -> None:
             figure.savefig(temporary, dpi=160)
 
 
-def draw_accuracy(axes: Axes, groups: list[dict[str, Any]], methods: list[str]) -> None:
-    """Accuracy over depth as lines, or one mark a method; bars are the standard deviation over seeds."""
+def draw_figure_of_merit(
+    axes: Axes, groups: list[dict[str, Any]], methods: list[str], watched: Column
+) -> None:
+    """What the task watches over depth as lines, or one mark a method; bars are the standard deviation over seeds."""
     several = len({g["depth"] for g in groups}) > 1
     for index, method in enumerate(methods):
         own = [g for g in groups if g["method"] == method]
@@ -51,22 +56,25 @@ def draw_accuracy(axes: Axes, groups: list[dict[str, Any]], methods: list[str]) 
             "capsize": 3,
             "label": method,
         }
-        means, deviations = [g["top1"]["mean"] for g in own], [g["top1"]["std"] for g in own]
+        means, deviations = [g[watched.key]["mean"] for g in own], [g[watched.key]["std"] for g in own]
         if several:
             axes.errorbar([g["depth"] for g in own], means, yerr=deviations, **style)
         else:
             axes.errorbar(means, [index], xerr=deviations, linestyle="none", **style)
     if several:
         axes.set_xlabel("blocks")
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(watched.heading)
         axes.set_xticks(sorted({g["depth"] for g in groups}))
         axes.legend(frameon=False, fontsize=8)
     else:
         axes.set_yticks(range(len(methods)), methods)
         axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_xlabel("test accuracy (%)")
-    runs = max(g["top1"]["runs"] for g in groups)
-    axes.set_title(f"accuracy, mean of {runs} seeds" if runs > 1 else "accuracy of one seed", fontsize=10)
+        axes.set_xlabel(watched.heading)
+    runs = max(g[watched.key]["runs"] for g in groups)
+    axes.set_title(
+        f"{watched.heading}, mean of {runs} seeds" if runs > 1 else f"{watched.heading} of one seed",
+        fontsize=10,
+    )
     axes.grid(alpha=0.25)
 
 

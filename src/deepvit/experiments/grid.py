@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from deepvit import cures
+from deepvit import cures, tasks
 from deepvit.errors import UserError
-from deepvit.training.config import TrainConfig
+from deepvit.options import Option, build, check_names, merged, options_of
+from deepvit.parsing import checked, json_ready, read_yaml
+from deepvit.training.config import TrainConfig, train_options
 
 
 @dataclass
-class StudyConfig:
-    """Options of ``deepvit study``."""
+class StudyOptions:
+    """Options of ``deepvit study`` beside those of its runs."""
 
     title: str = ""
     """One line on what the study asks, for its report."""
@@ -32,8 +31,6 @@ class StudyConfig:
     """Losses and weights that `diversity` in a method stands for; the weight 1 of each is the paper's setting."""
     cure_args: dict[str, Any] = field(default_factory=dict)
     """Options of cures, by cure, as --cure_args.reattention '{"init": "official"}'."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Options of every run, as --train.epochs 10."""
     out: str = "study"
     """Folder of the study: its runs, tables, figure and report."""
     jobs: int = 1
@@ -56,25 +53,57 @@ class StudyConfig:
         for method in self.methods:
             cures.parse_method(method)
 
+
+class StudyConfig(StudyOptions):
+    """Options of ``deepvit study``; ``train`` holds those of every run, as --train.epochs 10.
+
+    Args:
+        train: options of :class:`TrainConfig` by name.
+        **options: fields of :class:`StudyOptions`.
+
+    Raises:
+        UserError: an option that does not exist, a value of another type, an empty or impossible grid.
+    """
+
+    def __init__(self, train: dict[str, Any] | TrainConfig | None = None, **options: Any) -> None:
+        super().__init__(**vars(build(StudyOptions, checked(options, options_of(StudyOptions), "study"))))
+        self.train = train if isinstance(train, TrainConfig) else TrainConfig(**(train or {}))
+
     @classmethod
     def from_yaml(cls, path: str | Path, **options: Any) -> StudyConfig:
         """Read a study recipe; ``options`` replace what it says, and those in ``train`` one by one."""
-        try:
-            values = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from None
-        known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or "methods" not in values:
+        values = read_yaml(path, "study recipe")
+        if "methods" not in values:
             raise UserError(
                 f"{path} is no study recipe (it names no methods); train by it: deepvit train --config {path}"
             )
-        train = options.pop("train", {})
-        values.update(options)
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise UserError(f"no study option is called {unknown[0]!r}; there are {', '.join(sorted(known))}")
-        merged = {**values.pop("train", {}), **(vars(train) if isinstance(train, TrainConfig) else train)}
-        return cls(train=TrainConfig.from_options(merged), **values)
+        known = [option.name for option in options_of(StudyOptions)]
+        for given in (values, options):
+            check_names(given, [*known, "train"], "study")
+            if isinstance(given.get("train"), TrainConfig):
+                given["train"] = {n: given["train"][n] for n in given["train"].changed()}
+            if not isinstance(given.get("train", {}), dict):
+                raise UserError(
+                    f"train={given['train']!r} must be a mapping of training options, as {{epochs: 10}}"
+                )
+        return cls(**merged(values, options))
+
+    def with_train(self, **changes: Any) -> StudyConfig:
+        """The same study with some options of its runs replaced."""
+        own = {option.name: getattr(self, option.name) for option in options_of(StudyOptions)}
+        return StudyConfig(train=self.train.with_options(**changes), **own)
+
+    def plain(self) -> dict[str, Any]:
+        """Every option as YAML has it."""
+        return dict(json_ready({**vars(self), "train": self.train.options()}))
+
+
+def study_options(task: str = tasks.DEFAULT) -> tuple[Option, ...]:
+    """The options of ``deepvit study``: its own, and with ``train.`` before them those of its runs."""
+    runs = [
+        Option(f"train.{o.name}", o.hint, o.default, o.help, ("train", *o.path)) for o in train_options(task)
+    ]
+    return (*options_of(StudyOptions), *runs)
 
 
 @dataclass(frozen=True)
@@ -101,12 +130,11 @@ def cells(study: StudyConfig) -> list[Cell]:
 def config_of(study: StudyConfig, cell: Cell) -> TrainConfig:
     """The training options of one run."""
     method = cures.parse_method(cell.method)
-    arguments = dict(study.train.model_args)
+    arguments = dict(study.train.model.args)
     if cell.depth is not None:
         arguments["depth"] = cell.depth
-    losses = {**study.train.losses, **(study.diversity if method.diversity else {})}
-    return dataclasses.replace(
-        study.train,
+    losses = {**study.train.loss.weights, **(study.diversity if method.diversity else {})}
+    return study.train.with_options(
         model_args=arguments,
         cures=method.cures,
         cure_args={name: study.cure_args[name] for name in method.names if name in study.cure_args},

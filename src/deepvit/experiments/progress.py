@@ -20,9 +20,9 @@ class EpochProgress:
     """A bar over all epochs of a study with the time left; without a terminal, a line every half minute."""
 
     def __init__(self, config: StudyConfig, grid: list[Cell]) -> None:
-        self.folders = [Path(str(config_of(config, cell).out)) for cell in grid]
-        self.total = len(grid) * (config.train.epochs + config.train.cooldown_epochs)
-        self.enabled = config.train.progress
+        self.folders = [Path(str(config_of(config, cell).run.out)) for cell in grid]
+        self.total = len(grid) * config.train.total_epochs
+        self.enabled = config.train.run.progress
         self.runs = len(grid)
         console = Console(stderr=True)
         self.bar: Progress | None = None

@@ -1,4 +1,4 @@
-"""A run as one row of a table: accuracy, collapse, cost."""
+"""A run as one row of a table: the figure that its task watches, collapse, cost."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import csv
 from pathlib import Path
 from statistics import fmean, stdev
 
+from deepvit import tasks
 from deepvit.collapse.results import Measurements
 from deepvit.report import load
-from deepvit.training.folder import Run
+from deepvit.runs import Run
 
-# column → (heading, digits after the point); the order of every table
-COLUMNS: dict[str, tuple[str, int]] = {
-    "top1": ("test accuracy %", 2),
+# column → (heading, digits after the point); the order of every table, behind the figure that the task watches
+MEASURED: dict[str, tuple[str, int]] = {
     "similar_blocks": ("similar blocks", 1),
     "cross_layer": ("cross-layer similarity", 3),
     "cross_layer_centred": ("same, centred maps", 3),
@@ -20,6 +20,12 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "seconds_per_epoch": ("s an epoch", 2),
     "parameters": ("parameters (M)", 3),
 }
+
+
+def columns_of(task: str) -> dict[str, tuple[str, int]]:
+    """The columns of a table of runs of one task: column → (heading, digits)."""
+    watched = tasks.find(task).column()
+    return {watched.key: (watched.heading, watched.digits), **MEASURED}
 
 
 def measurements(run: Path) -> Measurements | None:
@@ -32,11 +38,11 @@ def measurements(run: Path) -> Measurements | None:
 
 
 def row_of(run: Run) -> dict[str, float | None]:
-    """The numbers of one run, by the names of ``COLUMNS``; None where the network has no collapse report."""
+    """The numbers of one run, by the names of ``columns_of``; None where the network has no collapse report."""
     found = measurements(run.path)
-    result = run.result
+    result, watched = run.result, tasks.find(run.task).watch
     row: dict[str, float | None] = {
-        "top1": result["val/top1"],
+        watched: result[f"val/{watched}"],
         "similar_blocks": None,
         "cross_layer": None,
         "cross_layer_centred": None,

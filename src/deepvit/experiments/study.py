@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import multiprocessing
 import shutil
@@ -12,37 +11,29 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 
 from deepvit import recipes
 from deepvit.errors import UserError
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
 from deepvit.experiments.progress import EpochProgress
-from deepvit.experiments.rows import COLUMNS, curves_of, markdown, measurements, row_of, spread, written
+from deepvit.experiments.rows import columns_of, curves_of, markdown, measurements, row_of, spread, written
 from deepvit.files import write_atomic, write_json
+from deepvit.provenance import hardware, versions
 from deepvit.report import compare_reports
+from deepvit.runs import read_run
 from deepvit.training.callbacks import clock
-from deepvit.training.config import TrainConfig
-from deepvit.training.folder import hardware, read_run, versions
-from deepvit.training.module import DivergedError
+from deepvit.training.config import FREE_ON_RESUME
 from deepvit.training.run import train
+from deepvit.training.trainee import DivergedError
 
-_EXTENDED = (
-    "depths",
-    "methods",
-    "seeds",
-    "out",
-    "overwrite",
-    "title",
-    "jobs",
-)  # growing these keeps the runs that are done
+# Growing these keeps the runs that are done.
+_EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs")
 
 
 def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dict[str, Any]:
@@ -76,7 +67,7 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
         # After every run: an interrupted study leaves the table of what it has.
         result = summarise(config, recipe, done, time.time() - started)
         write_tables(result, out)
-        if config.train.progress and trained and number + 1 < len(grid):
+        if config.train.run.progress and trained and number + 1 < len(grid):
             left = clock((time.time() - started) / trained * (len(grid) - number - 1))
             print(f"{number + 1} of {len(grid)} runs done, about {left} left", file=sys.stderr, flush=True)
     draw_study(result, out)
@@ -88,12 +79,12 @@ def run_cells(config: StudyConfig, grid: list[Cell]) -> Iterator[tuple[Cell, dic
     """Do the runs, ``config.jobs`` at a time, and give each as it ends: the cell, its entry, whether it was trained now."""
     if config.jobs == 1:
         for number, cell in enumerate(grid):
-            if config.train.progress:
+            if config.train.run.progress:
                 print(f"run {number + 1} of {len(grid)}: {cell.label}", file=sys.stderr, flush=True)
             yield cell, *run_cell(config, cell)
         return
     # Several small networks at once use the cores better than one after the other: their steps are too short to share.
-    quiet = dataclasses.replace(config, train=dataclasses.replace(config.train, progress=False))
+    quiet = config.with_train(progress=False)
     threads = max(1, torch.get_num_threads() // config.jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(config.jobs, context, start_worker, (threads,)) as pool:
@@ -123,41 +114,34 @@ def prepare(config: StudyConfig, out: Path) -> None:
     """
     for cell in cells(config):
         config_of(config, cell)
-    plain = yaml.safe_load(yaml.safe_dump(asdict(config)))  # as the file has it: tuples are lists there
+    plain = config.plain()
     path = out / "study.yaml"
     if config.overwrite:
         shutil.rmtree(out / "runs", ignore_errors=True)
     # A recipe that failed before its first run left no work that could be lost.
     if path.exists() and any((out / "runs").glob("*")):
-        stored = yaml.safe_load(path.read_text())
+        stored = StudyConfig(**yaml.safe_load(path.read_text())).plain()
         for name, value in plain.items():
-            if (
-                name not in _EXTENDED
-                and stored.get(name) != value
-                and not _same_but_shown(stored.get(name), value)
-            ):
-                raise UserError(
-                    f"{out} holds a study with another {name}: give another --out, or --overwrite"
-                )
+            before: Any = stored.get(name)
+            if name in _EXTENDED or before == value:
+                continue
+            if name == "train":  # what may change when a run goes on may change in a study
+                keys = [k for k in value if k not in FREE_ON_RESUME and value[k] != before.get(k)]
+                if not keys:
+                    continue
+                name, before, value = f"train.{keys[0]}", before.get(keys[0]), value[keys[0]]
+            raise UserError(
+                f"{out} holds a study with another {name} ({before!r}, not {value!r}): give another --out, or --overwrite"
+            )
     elif out.is_dir() and any(out.iterdir()) and not path.exists():
         raise UserError(f"{out} holds something that is not a study: give another folder with --out")
     write_atomic(path, yaml.safe_dump({**plain, "overwrite": False}, sort_keys=False, allow_unicode=True))
 
 
-def _same_but_shown(stored: Any, value: Any) -> bool:
-    """Whether two sets of training options differ only in what does not touch the weights."""
-    shown = ("progress", "workers", "devices", "log_every", "out")
-    if not isinstance(stored, dict) or not isinstance(value, dict):
-        return False
-    return {k: v for k, v in stored.items() if k not in shown} == {
-        k: v for k, v in value.items() if k not in shown
-    }
-
-
 def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
     """Do one run, or read it if it is done; returns its entry and whether it was trained now."""
     options = config_of(config, cell)
-    folder = Path(str(options.out))
+    folder = Path(str(options.run.out))
     entry: dict[str, Any] = {
         "method": cell.method,
         "depth": cell.depth,
@@ -168,10 +152,8 @@ def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
         return {**entry, "diverged": (folder / "diverged.txt").read_text()}, False
     fresh = not (folder / "run.json").exists()
     if fresh:
-        values = {**vars(options)}
-        values["resume"] = (folder / "config.yaml").exists()
         try:
-            train(TrainConfig.from_options(values))
+            train(options.with_options(resume=(folder / "config.yaml").exists()))
         except DivergedError as error:
             write_atomic(folder / "diverged.txt", str(error))
             return {**entry, "diverged": str(error)}, True
@@ -196,7 +178,7 @@ def summarise(
                 "depth": depth,
                 "diverged": len(entries) - len(trained),
             }
-            for column in COLUMNS:
+            for column in columns_of(config.train.task):
                 values = [e[column] for e in trained if e[column] is not None]
                 group[column] = spread(values) if values else None
             groups.append(group)
@@ -204,8 +186,9 @@ def summarise(
         "format": "deepvit-study/1",
         "recipe": Path(recipe).stem if recipe.endswith(".yaml") else recipe,
         "title": config.title,
-        "data": config.train.data,
-        "epochs": config.train.epochs,
+        "task": config.train.task,
+        "data": config.train.data.spec,
+        "epochs": config.train.optim.epochs,
         "seeds": config.seeds,
         "seconds": seconds,
         "versions": versions(),
@@ -220,13 +203,14 @@ def summarise(
 def table_of(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the study's table; no value of one run gets a spread."""
     depths = len({g["depth"] for g in result["groups"]}) > 1
-    headings = ["method", *(["blocks"] if depths else []), *(heading for heading, _ in COLUMNS.values())]
+    columns = columns_of(result["task"])
+    headings = ["method", *(["blocks"] if depths else []), *(heading for heading, _ in columns.values())]
     rows = []
     for group in result["groups"]:
         row = [group["method"], *([str(group["depth"])] if depths else [])]
         if group["diverged"]:
             row[0] += f" ({group['diverged']} diverged)"
-        for column, (_, digits) in COLUMNS.items():
+        for column, (_, digits) in columns.items():
             cell = group[column]
             several = cell is not None and cell["runs"] > 1 and column != "parameters"
             row.append(written(cell and cell["mean"], digits, cell["std"] if several else None))
@@ -241,7 +225,7 @@ def write_tables(result: dict[str, Any], out: Path) -> None:
     headings, rows = table_of(result)
     write_atomic(out / "table.md", markdown(headings, rows))
     text = io.StringIO(newline="")
-    names = ["method", "depth", "seed", *COLUMNS, "diverged"]
+    names = ["method", "depth", "seed", *columns_of(result["task"]), "diverged"]
     writer = csv.DictWriter(text, names, extrasaction="ignore", restval="")
     writer.writeheader()
     writer.writerows(result["runs"])
@@ -274,30 +258,3 @@ def write_report(
         out=out / "report.html",
         title=config.title or f"Study {result['recipe']}",
     )
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print the table and the paths of what was written."""
-    headings, rows = table_of(result)
-    console = Console()
-    if console.width >= sum(max(len(r[i]) for r in [headings, *rows]) + 3 for i in range(len(headings))):
-        from rich.table import Table
-
-        table = Table(*headings)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    else:  # narrow terminals: a block of lines for each method instead of a table that wraps inside words
-        for row in rows:
-            console.print(row[0], style="bold", highlight=False)
-            for heading, value in zip(headings[1:], row[1:], strict=True):
-                console.print(f"  {heading:<30} {value}", highlight=False)
-    out = Path(result["out"])
-    for name, what in (
-        ("report.html", "report"),
-        ("figure.png", "figure"),
-        ("table.md", "table"),
-        ("study.json", "all numbers"),
-    ):
-        if (out / name).exists():
-            print(f"{what + ':':<13}{out / name}")

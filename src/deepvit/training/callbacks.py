@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from safetensors.torch import save_file
 
 from deepvit.files import atomic_path, write_atomic
-from deepvit.training.module import Classifier
+from deepvit.tasks import Column
+from deepvit.training.trainee import Trainee
 
 
 class Progressing(Callback):
@@ -28,7 +29,7 @@ class Progressing(Callback):
         self.bar: Progress | None = None
         self.seconds: list[float] = []
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Open the bar, at the step where a resumed run stands."""
         if not (self.enabled and trainer.is_global_zero and self.console.is_terminal):
             return
@@ -52,12 +53,12 @@ class Progressing(Callback):
         if self.bar is not None:
             self.bar.update(self.task, advance=1, epoch=self._epoch(trainer))
 
-    def show(self, trainer: lightning.Trainer, row: dict[str, Any]) -> None:
+    def show(self, trainer: lightning.Trainer, row: dict[str, Any], watched: Column) -> None:
         """Show the finished epoch: in the bar, or as a line that says how long the rest will take."""
         if not (self.enabled and trainer.is_global_zero):
             return
         self.seconds.append(row["seconds"] + row.get("val_seconds", 0.0))
-        state = f"loss {row['train/loss']:.3f}  val top-1 {row['val/top1']:.2f}%"
+        state = f"loss {row['train/loss']:.3f}  val {watched.told(row[f'val/{watched.key}'])}"
         if self.bar is not None:
             self.bar.update(self.task, state=state)
             return
@@ -97,7 +98,7 @@ class RunLog(Callback):
         self._train_seconds = self._val_seconds = 0.0
         self._terms: dict[str, list[float]] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Take over the rows of the epochs that are done."""
         self.read(trainer.current_epoch)
 
@@ -107,18 +108,18 @@ class RunLog(Callback):
             with self.path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Start the clock of the epoch."""
         self._start = time.perf_counter()
         self._train_seconds = self._val_seconds = 0.0
         self._terms = {}
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Classifier, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Trainee, *_: Any) -> None:  # type: ignore[override]
         """Read the losses every ``log_every`` steps."""
         if trainer.global_step and trainer.global_step % self.log_every == 0:
             self._read(trainer, module)
 
-    def _read(self, trainer: lightning.Trainer, module: Classifier) -> None:
+    def _read(self, trainer: lightning.Trainer, module: Trainee) -> None:
         means, count = module.take_train_terms()
         for name, value in means.items():
             self._terms.setdefault(name, [0.0, 0.0])
@@ -134,23 +135,21 @@ class RunLog(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
 
-    def on_validation_start(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Stop the clock of training while validation runs."""
         if not trainer.sanity_checking:
             self._train_seconds = time.perf_counter() - self._start
             self._val_start = time.perf_counter()
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Note how long validation took."""
         if not trainer.sanity_checking:
             self._val_seconds = time.perf_counter() - self._val_start
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Write the row of the epoch (the file whole, by renaming)."""
         self._read(trainer, module)
-        images = (
-            int(trainer.num_training_batches) * module.images_per_step // max(module.config.accumulate, 1)
-        )
+        images = int(trainer.num_training_batches) * module.images_per_step // module.config.optim.accumulate
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -171,7 +170,7 @@ class RunLog(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomic(self.path, text.getvalue())
-        self.progress.show(trainer, row)
+        self.progress.show(trainer, row, module.problem.column())
 
 
 class BestWeights(Callback):
@@ -181,9 +180,11 @@ class BestWeights(Callback):
         self.path = path
         self.best = float("-inf")
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Classifier) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Save when the epoch is better than all before it."""
-        value = module.val_results["val/top1"]
+        watched = module.problem.column()
+        value = module.val_results[f"val/{watched.key}"]
+        value = value if watched.better == "higher" else -value
         if value > self.best:
             self.best = value
             if trainer.is_global_zero:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 
-from deepvit.data.loaders import Loaders
+from deepvit.data import Loaders
 
 
 class ImageDataModule(Loaders, lightning.LightningDataModule):
@@ -15,3 +17,27 @@ class ImageDataModule(Loaders, lightning.LightningDataModule):
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size
         return super().process()
+
+
+class BatchModule(lightning.LightningDataModule):
+    """Loaders that a task has made, handed to a Trainer."""
+
+    def __init__(self, loaders: Loaders) -> None:
+        super().__init__()
+        self.loaders = loaders
+
+    def setup(self, stage: str) -> None:
+        """Read what is kept in memory."""
+        self.loaders.setup(stage)
+
+    def train_dataloader(self) -> Any:
+        """Training batches of this process."""
+        return self.loaders.train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        """Validation batches of this process."""
+        return self.loaders.val_dataloader()
+
+    def teardown(self, stage: str) -> None:
+        """End the processes that read images."""
+        self.loaders.teardown()

@@ -10,7 +10,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from deepvit.errors import UserError
-from deepvit.training.config import TrainConfig
+from deepvit.training.config import OptimOptions
 
 # Tokens and tables that some models of timm exempt from weight decay and others do not.
 _NO_DECAY_NAMES = {
@@ -23,7 +23,7 @@ _NO_DECAY_NAMES = {
 }
 
 
-def peak_lr(config: TrainConfig, images_per_step: int) -> float:
+def peak_lr(config: OptimOptions, images_per_step: int) -> float:
     """``config.lr``, or by default 1e-3·√(images a step / 256), kept within 5e-4 and 2e-3.
 
     The square root is the usual rule for Adam-like optimizers; the bounds are those between which the
@@ -34,7 +34,7 @@ def peak_lr(config: TrainConfig, images_per_step: int) -> float:
     return min(2e-3, max(5e-4, 1e-3 * math.sqrt(images_per_step / 256)))
 
 
-def warmup_steps(config: TrainConfig, total_steps: int) -> int:
+def warmup_steps(config: OptimOptions, total_steps: int) -> int:
     """``config.warmup_steps``, or 5% of all steps (10 to 10,000); always fewer than all steps."""
     asked = config.warmup_steps
     if asked is None:
@@ -43,7 +43,7 @@ def warmup_steps(config: TrainConfig, total_steps: int) -> int:
 
 
 def build_optimizer(
-    model: nn.Module, extra: nn.Module | None, config: TrainConfig, lr: float
+    model: nn.Module, extra: nn.Module | None, config: OptimOptions, lr: float
 ) -> torch.optim.AdamW:
     """AdamW in timm's groups: no decay on norms, biases, tokens and tables; layer-wise decay if asked.
 
@@ -78,7 +78,7 @@ def build_optimizer(
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, config: OptimOptions, steps_per_epoch: int
 ) -> CosineLRScheduler:
     """Linear warm-up from 1e-6, cosine to ``min_lr`` at the end of ``epochs``, then constant (cool-down).
 

@@ -16,22 +16,22 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from deepvit.errors import UserError
 from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.config import TrainConfig
-from deepvit.training.datamodule import ImageDataModule
-from deepvit.training.module import Classifier
+from deepvit.training.datamodule import BatchModule
+from deepvit.training.trainee import Trainee
 
 
 def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, RunLog]:
     """Lightning's Trainer with what a run shows and keeps."""
-    accelerator, devices = parse_devices(config.devices)
-    progress = Progressing(config.progress)
-    log = RunLog(out, config.log_every, progress)
+    accelerator, devices = parse_devices(config.run.devices)
+    progress = Progressing(config.run.progress)
+    log = RunLog(out, config.run.log_every, progress)
     callbacks: list[Callback] = [progress, log]
-    if config.keep == "best":
+    if config.result.keep == "best":
         callbacks.append(BestWeights(out / "checkpoints" / "best.safetensors"))
-    if config.monitor_every:
+    if config.result.monitor_every:
         from deepvit.training.monitor import CollapseMonitor
 
-        callbacks.append(CollapseMonitor(every_n_steps=config.monitor_every))
+        callbacks.append(CollapseMonitor(every_n_steps=config.result.monitor_every))
     callbacks.append(
         ModelCheckpoint(
             out / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False,
@@ -45,15 +45,15 @@ def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, Ru
     trainer = lightning.Trainer(
         accelerator=accelerator,
         devices=devices,
-        precision=parse_precision(config.precision, accelerator),
-        max_epochs=config.epochs + config.cooldown_epochs,
-        accumulate_grad_batches=config.accumulate,
+        precision=parse_precision(config.optim.precision, accelerator),
+        max_epochs=config.total_epochs,
+        accumulate_grad_batches=config.optim.accumulate,
         callbacks=callbacks,
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=config.log_every,
+        log_every_n_steps=config.run.log_every,
     )
     return trainer, log
 
@@ -85,7 +85,7 @@ def parse_precision(precision: str, accelerator: str) -> Any:
 
 
 def fit(
-    trainer: lightning.Trainer, module: Classifier, data: ImageDataModule, checkpoint: Path | None, out: Path
+    trainer: lightning.Trainer, module: Trainee, data: BatchModule, checkpoint: Path | None, out: Path
 ) -> None:
     """Train; Ctrl-C and SIGTERM end with the command that goes on.
 

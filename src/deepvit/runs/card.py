@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,34 +12,43 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deepvit import cures, models
+from deepvit import cures, models, tasks
+from deepvit.data import InputSpec
 from deepvit.errors import UserError
 from deepvit.files import atomic_path, write_json
 
-FORMAT = "deepvit-model/1"
+FORMAT = "deepvit-model/2"
+BEFORE_TASKS = "deepvit-model/1"  # a classifier; the names of its classes stood beside the other fields
 
 
 @dataclass
 class ModelCard:
-    """What ``model.json`` holds: how to build the network, what goes in and what comes out."""
+    """What ``model.json`` holds: how to build the network, what goes in and what comes out.
+
+    ``facts`` are those of the task (``deepvit.tasks``): names of classes, for example.
+    """
 
     arch: str
     model_args: dict[str, Any]
-    class_names: list[str]
+    input: InputSpec
+    task: str = tasks.DEFAULT
+    facts: dict[str, Any] = field(default_factory=dict)
     cures: list[dict[str, Any]] = field(default_factory=list)
-    input: dict[str, Any] = field(default_factory=dict)
     weights: str = "last"
     format: str = FORMAT
 
     @property
-    def num_classes(self) -> int:
-        """Width of the classifier."""
-        return len(self.class_names)
+    def problem(self) -> tasks.Task:
+        """The task with its facts."""
+        return tasks.find(self.task)(self.facts)
 
-    @property
-    def img_size(self) -> int:
-        """Side of the square input in pixels."""
-        return int(self.input["size"])
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelCard:
+        """From the content of a ``model.json``, also of the time before there were several tasks."""
+        values = dict(values)
+        if values.get("format") == BEFORE_TASKS:
+            values |= {"format": FORMAT, "facts": {"class_names": values.pop("class_names")}}
+        return cls(**{**values, "input": InputSpec(**values["input"])})
 
 
 def save_deployed(folder: Path, model: nn.Module, card: ModelCard) -> None:
@@ -69,9 +79,9 @@ def read_card(run: str | Path) -> ModelCard:
             f"{folder} holds no finished run (model.json and model.safetensors){'; ' + hint if hint else ''}"
         )
     try:
-        values = json.loads(path.read_text())
-        card = ModelCard(**values)
-    except (ValueError, TypeError) as error:
+        card = ModelCard.from_json(json.loads(path.read_text()))
+        card.problem  # noqa: B018  (an unknown task says so)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not a deepvit model description: {error}") from None
     if card.format != FORMAT:
         raise UserError(f"{path} has format {card.format!r}; this version of deepvit reads {FORMAT!r}")
@@ -80,8 +90,10 @@ def read_card(run: str | Path) -> ModelCard:
 
 def build_from_card(card: ModelCard) -> nn.Module:
     """Build the network of a card with fresh weights, cures included."""
-    model = models.create(card.arch, num_classes=card.num_classes, **card.model_args)
-    return cures.reapply(model, card.cures) if card.cures else model
+    problem = card.problem
+    backbone = models.create(card.arch, num_classes=problem.width, **card.model_args)
+    backbone = cures.reapply(backbone, card.cures) if card.cures else backbone
+    return problem.network(backbone, card.input)
 
 
 def load_deployed(run: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, ModelCard]:

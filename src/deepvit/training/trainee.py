@@ -1,4 +1,4 @@
-"""The Lightning module: a thin training step around the objective, and validation by torchmetrics."""
+"""The Lightning module: a thin training step around the objective, and validation by the task's meter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from deepvit.errors import UserError
+from deepvit.tasks import Task
 from deepvit.training.config import TrainConfig
 from deepvit.training.objective import Objective
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
@@ -23,14 +22,14 @@ class DivergedError(UserError):
     """The loss is no longer finite; the text names every term."""
 
 
-class Classifier(lightning.LightningModule):
-    """A classifier under training.
+class Trainee(lightning.LightningModule):
+    """A network under training.
 
     Args:
-        model: the network, ``[B, 3, H, W]`` → ``[B, num_classes]``.
+        model: the network, from ``[B, 3, H, W]``.
         objective: what is minimised.
+        problem: the task, which measures.
         config: the options of the run.
-        num_classes: width of the classifier.
         steps_per_epoch: optimizer steps of one epoch.
         images_per_step: images of one optimizer step, over all devices.
     """
@@ -39,23 +38,23 @@ class Classifier(lightning.LightningModule):
         self,
         model: nn.Module,
         objective: Objective,
+        problem: Task,
         config: TrainConfig,
-        num_classes: int,
         steps_per_epoch: int,
         images_per_step: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
-        self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.problem = problem
+        decay = config.optim.ema_decay
+        self.ema = ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.images_per_step = images_per_step
         # A plain attribute, not a submodule: the compiled form shares the parameters under other names.
-        self._forward = [torch.compile(model) if config.compile else model]
-        self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
-        self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
-        self.val_loss = MeanMetric()
+        self._forward = [torch.compile(model) if config.run.compile else model]
+        self.meter: Any = problem.meter()
         self.val_results: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._count = 0
@@ -69,19 +68,19 @@ class Classifier(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout and drop path a function of (seed, epoch, batch, rank), so that a resumed run is the same run."""
-        words = [self.config.seed, self.current_epoch, batch_idx, self.global_rank]
+        words = [self.config.optim.seed, self.current_epoch, batch_idx, self.global_rank]
         state = int(np.random.SeedSequence(words).generate_state(1)[0])
         torch.manual_seed(state)
         random.seed(state)
         np.random.seed(state)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         """One batch → the total loss; terms are summed on the device and read every ``log_every`` steps."""
         images, targets = batch[0], batch[1]
         total: Tensor
         total, terms = self.objective(self._forward[0], images, targets)
         # Reading a value waits for the device: on the CPU it is free, elsewhere it is done with the logging.
-        if total.device.type == "cpu" or self.global_step % self.config.log_every == 0:
+        if total.device.type == "cpu" or self.global_step % self.config.run.log_every == 0:
             self.check_finite(total, terms)
         for name, value in {"loss": total, **terms}.items():
             value = value.detach()
@@ -114,9 +113,9 @@ class Classifier(lightning.LightningModule):
 
         A fused optimizer is not used with fp16 (``optim.build_optimizer``), so gradients are unscaled here.
         """
-        if self.config.clip_grad:
+        if self.config.optim.clip_grad:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_grad)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer's step, then the moving average of the weights."""
@@ -128,9 +127,9 @@ class Classifier(lightning.LightningModule):
         """AdamW and the cosine schedule, stepped once an optimizer step."""
         extra = self.objective if any(True for _ in self.objective.parameters()) else None
         optimizer = build_optimizer(
-            self.model, extra, self.config, peak_lr(self.config, self.images_per_step)
+            self.model, extra, self.config.optim, peak_lr(self.config.optim, self.images_per_step)
         )
-        schedule = build_schedule(optimizer, self.config, self.steps_per_epoch)
+        schedule = build_schedule(optimizer, self.config.optim, self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -139,20 +138,12 @@ class Classifier(lightning.LightningModule):
 
     # -- validation --------------------------------------------------------------------------------
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy and cross-entropy of the evaluated weights."""
+    def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
+        """Measure the evaluated weights."""
         images, targets = batch[0], batch[1]
-        logits = self.evaluated(images).float()
-        self.val_top1.update(logits, targets)
-        self.val_top5.update(logits, targets)
-        self.val_loss.update(nn.functional.cross_entropy(logits, targets), weight=len(targets))
+        self.meter.update(self.problem.infer(self.evaluated, images), targets)
 
     def on_validation_epoch_end(self) -> None:
         """Reduce over devices and keep the numbers where callbacks find them."""
-        self.val_results = {
-            "val/top1": 100 * float(self.val_top1.compute()),
-            "val/top5": 100 * float(self.val_top5.compute()),
-            "val/loss": float(self.val_loss.compute()),
-        }
-        for metric in (self.val_top1, self.val_top5, self.val_loss):
-            metric.reset()
+        self.val_results = {f"val/{key}": float(value) for key, value in self.meter.compute().items()}
+        self.meter.reset()

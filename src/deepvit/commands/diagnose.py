@@ -7,14 +7,16 @@ from typing import Any
 
 import timm
 
-from deepvit.data import ImageData, ImageSet, InputSpec, open_data, open_images
+from deepvit import data as sources
+from deepvit.commands.command import Command
+from deepvit.data import ImageData, ImageSet, open_images
 from deepvit.data.loaders import eval_loader
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
-from deepvit.loading.subjects import load_subject
 from deepvit.report import Report
 from deepvit.report import diagnose as measure
-from deepvit.training.deploy import pick_device
+from deepvit.runs import pick_device
+from deepvit.runs.subjects import load_subject
 
 
 def diagnose(
@@ -59,14 +61,7 @@ def diagnose(
         raise UserError("--data is needed: a folder or .tar of images, digits, torch/cifar10, ...")
     pictures, class_names = pictures_of(spec)
     chosen = evenly_spaced(len(pictures), images)
-    fields = subject.input
-    loader = eval_loader(
-        pictures if chosen is None else pictures.subset(chosen),
-        batch_size,
-        InputSpec(
-            int(fields["size"]), fields["mean"], fields["std"], fields["interpolation"], fields["crop_pct"]
-        ),
-    )
+    loader = eval_loader(pictures if chosen is None else pictures.subset(chosen), batch_size, subject.input)
     folder = Path(out) if out is not None else Path("diagnosis") / safe_name(subject.name)
     try:
         return measure(
@@ -77,7 +72,7 @@ def diagnose(
             blocks=blocks,
             name=subject.name,
             class_names=class_names,
-            normalize=(subject.input["mean"], subject.input["std"]),
+            normalize=(subject.input.mean, subject.input.std),
             figures=figures,
             progress=progress,
             notes=subject.notes,
@@ -112,7 +107,7 @@ def pictures_of(spec: str) -> tuple[ImageSet, list[str] | None]:
         UserError: nothing there, or a stream, which cannot be sampled.
     """
     try:
-        data: ImageData = open_data(spec)
+        data: ImageData = sources.open_data(spec)
     except UserError as error:
         if not Path(spec).exists():
             raise
@@ -132,7 +127,7 @@ def safe_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
-def show_diagnosis(report: Report) -> None:
+def show(report: Report) -> None:
     """Print the verdict and where the report lies."""
     from rich.console import Console
 
@@ -150,6 +145,4 @@ def show_diagnosis(report: Report) -> None:
         print(path)
 
 
-def show_conversion(result: dict[str, Any]) -> None:
-    """Print what was converted."""
-    print(", ".join(f"{key} {value}" for key, value in result.items()))
+COMMAND = Command(diagnose, show)

@@ -1,4 +1,4 @@
-"""``deepvit list``: models, cures, recipes and data that there are."""
+"""``deepvit list``: models, cures, tasks, recipes and data that there are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from deepvit import cures, data, models, recipes
+from deepvit import cures, data, models, recipes, tasks
+from deepvit.commands.command import Command
 from deepvit.errors import UserError
 
-KINDS = ("models", "cures", "recipes", "data")
+KINDS = ("models", "cures", "recipes", "data", "tasks")
 
 
 @dataclass
@@ -27,7 +28,7 @@ def listing(what: str, pattern: str = "") -> Listing:
     """List what there is.
 
     Args:
-        what: models, cures, recipes or data.
+        what: models, cures, recipes, data or tasks.
         pattern: only entries whose name contains this text; for models it searches timm's too.
 
     Raises:
@@ -39,6 +40,8 @@ def listing(what: str, pattern: str = "") -> Listing:
         found = list_models(pattern)
     elif what == "cures":
         found = of_dicts(cures.table())
+    elif what == "tasks":
+        found = of_dicts(tasks.table())
     elif what == "data":
         found = of_dicts(data.table())
     else:
@@ -51,7 +54,7 @@ def listing(what: str, pattern: str = "") -> Listing:
             ],
             "a study: deepvit study RECIPE; a single run: deepvit train --config RECIPE",
         )
-    if what in ("cures", "data"):
+    if what in ("cures", "tasks", "data"):
         found.rows = [row for row in found.rows if pattern in row[0]]
     return found
 
@@ -88,3 +91,6 @@ def show(found: Listing) -> None:
     console.print(table)
     if found.note:
         console.print(found.note, highlight=False, markup=False)
+
+
+COMMAND = Command(listing, show)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from deepvit.errors import UserError
 
@@ -36,8 +30,13 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The final numbers: ``val/top1`` and ``val/top5`` in percent, ``val/loss``, seconds an epoch, parameters."""
+        """The final numbers: the task's columns as ``val/KEY``, ``best/KEY`` of the watched one, seconds, parameters."""
         return dict(self.info["result"])
+
+    @property
+    def task(self) -> str:
+        """Name of the task; runs written before there were several are classifications."""
+        return str(self.info.get("task", "classification"))
 
 
 def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -73,45 +72,6 @@ def clear_folder(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores and accelerators of this machine, for records."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": gpus,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("deepvit", "torch", "torchvision", "timm", "lightning")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
-
-
-def command() -> str:
-    """The command line of this process, its program by name only."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def read_run(path: str | Path) -> Run:

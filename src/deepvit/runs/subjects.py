@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepvit import models
+from deepvit.data import InputSpec
 from deepvit.errors import UserError
-from deepvit.training.build import input_of
-from deepvit.training.config import TrainConfig
-from deepvit.training.deploy import load_deployed
+from deepvit.parsing import read_yaml
+from deepvit.runs.card import load_deployed
+from deepvit.runs.inputs import input_of
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
@@ -23,13 +24,12 @@ CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 class Subject:
     """A network to look at, and how images have to be prepared for it.
 
-    ``input``: size (side in pixels), mean, std, interpolation, crop_pct. ``data``: the data set that it was
-    trained on, where that is known.
+    ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known.
     """
 
     name: str
     model: nn.Module
-    input: dict[str, Any]
+    input: InputSpec
     class_names: list[str] | None = None
     data: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -83,8 +83,9 @@ def from_run(path: Path) -> Subject:
     """A run folder: the deployed model, its classes and its data."""
     model, card = load_deployed(path)
     config = path / "config.yaml"
-    data = TrainConfig.from_yaml(config).data if config.exists() else None
-    return Subject(path.resolve().name, model, card.input, card.class_names, data)
+    data = str(read_yaml(config, "training options").get("data", "digits")) if config.exists() else None
+    labels = card.problem.labels
+    return Subject(path.resolve().name, model, card.input, None if labels is None else list(labels), data)
 
 
 def from_checkpoint(path: Path, arch: str | None, arguments: dict[str, Any]) -> Subject:
@@ -115,10 +116,9 @@ def from_torchvision(name: str, pretrained: bool) -> Subject:
         raise UserError(f"the weights of torchvision:{name} cannot be fetched: {first_line(error)}") from None
     transform = next(iter(weights)).transforms()
     size, resize = transform.crop_size[0], transform.resize_size[0]
-    prepared = {
-        "size": size, "mean": list(transform.mean), "std": list(transform.std),
-        "interpolation": transform.interpolation.value, "crop_pct": size / resize,
-    }  # fmt: skip
+    prepared = InputSpec(
+        size, tuple(transform.mean), tuple(transform.std), transform.interpolation.value, size / resize
+    )
     notes = [] if pretrained else ["the weights are random (untrained): add --pretrained for published ones"]
     return Subject(f"torchvision:{name}", model, prepared, notes=notes)
 
@@ -162,7 +162,7 @@ def from_hugging_face(name: str, local: bool) -> Subject:
     except (OSError, ValueError, ImportError, AttributeError):
         notes.append("no image processor was found: mean and std 0.5 are assumed")
     names = list(config.id2label.values()) if classifies and getattr(config, "id2label", None) else None
-    prepared = {"size": size, "mean": mean, "std": std, "interpolation": "bicubic", "crop_pct": 1.0}
+    prepared = InputSpec(size, tuple(mean), tuple(std), "bicubic", 1.0)
     shown = Path(name).name if local else f"hf:{name}"
     return Subject(shown, PixelValues(model), prepared, names, notes=notes)
 

@@ -1,0 +1,30 @@
+"""The commands: name → one line of help. The module of that name here holds its function and what it prints.
+
+A new command is one file and one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepvit.commands.command import Command
+
+NAMES: dict[str, str] = {
+    "train": "train a network: any timm model, cures and diversity losses",
+    "evaluate": "figures of a run on a data set",
+    "predict": "what a run says of photographs",
+    "diagnose": "collapse report of any Vision Transformer",
+    "compare": "runs side by side: figures, cost, collapse, curves",
+    "study": "depths x methods x seeds: table, figure and report",
+    "convert": "official checkpoints to safetensors",
+    "benchmark": "speed and memory against the peers",
+    "list": "models, cures, recipes, data or tasks that there are",
+}
+
+
+def find(name: str) -> Command:
+    """The command of that name; its module is imported only now, so that each command loads no more than it needs."""
+    command: Command = importlib.import_module(f"deepvit.commands.{name}").COMMAND
+    return command

@@ -1,0 +1,16 @@
+"""``deepvit convert``: official checkpoints to safetensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepvit.commands.command import Command
+from deepvit.models import convert
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print what was converted."""
+    print(", ".join(f"{key} {value}" for key, value in result.items()))
+
+
+COMMAND = Command(convert, show)

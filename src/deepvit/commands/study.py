@@ -1,0 +1,53 @@
+"""``deepvit study``: depths x methods x seeds: table, figure and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deepvit.commands.command import Command, value_after
+from deepvit.experiments.grid import study_options
+from deepvit.experiments.study import study, table_of
+from deepvit.options import Option
+from deepvit.parsing import read_yaml, recipe_file
+from deepvit.tasks import DEFAULT
+
+
+def options(words: list[str]) -> tuple[Option, ...]:
+    """The study's options and those of its runs, by the task that the words or the recipe name."""
+    task = value_after(words, "--train.task")
+    if task is None and words and not words[0].startswith("-"):
+        train = read_yaml(recipe_file(words[0]), "study recipe").get("train", {})
+        task = train.get("task") if isinstance(train, dict) else None
+    return study_options(str(task or DEFAULT))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table and the paths of what was written."""
+    headings, rows = table_of(result)
+    console = Console()
+    if console.width >= sum(max(len(r[i]) for r in [headings, *rows]) + 3 for i in range(len(headings))):
+        table = Table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:  # narrow terminals: a block of lines for each method instead of a table that wraps inside words
+        for row in rows:
+            console.print(row[0], style="bold", highlight=False)
+            for heading, value in zip(headings[1:], row[1:], strict=True):
+                console.print(f"  {heading:<30} {value}", highlight=False)
+    out = Path(result["out"])
+    for name, what in (
+        ("report.html", "report"),
+        ("figure.png", "figure"),
+        ("table.md", "table"),
+        ("study.json", "all numbers"),
+    ):
+        if (out / name).exists():
+            print(f"{what + ':':<13}{out / name}")
+
+
+COMMAND = Command(study, show, options)

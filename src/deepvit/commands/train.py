@@ -1,0 +1,42 @@
+"""``deepvit train``: any timm model, cures and diversity losses, for any task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepvit import tasks
+from deepvit.commands.command import Command, value_after
+from deepvit.options import Option
+from deepvit.parsing import read_yaml, recipe_file
+from deepvit.runs import Run
+from deepvit.training.callbacks import clock
+from deepvit.training.config import train_options
+from deepvit.training.run import first_process, train
+
+
+def options(words: list[str]) -> tuple[Option, ...]:
+    """The options of the task that the words or their ``--config`` name."""
+    task, file = value_after(words, "--task"), value_after(words, "--config")
+    if file is None and "--resume" in words and (out := value_after(words, "--out")):
+        file = f"{out}/config.yaml" if (Path(out) / "config.yaml").is_file() else None
+    if task is None and file is not None:
+        task = read_yaml(recipe_file(file), "training options").get("task")
+    return train_options(str(task or tasks.DEFAULT))
+
+
+def show(run: Run) -> None:
+    """Print the result of a run and where it lies."""
+    if not first_process():
+        return
+    result = run.result
+    figures = ", ".join(column.told(result[f"val/{column.key}"]) for column in tasks.find(run.task).columns)
+    print(
+        f"val {figures}; {result['parameters'] / 1e6:.2f} M parameters, "
+        f"{result['seconds_per_epoch']:.1f} s an epoch, {clock(run.info['wall_seconds'])} in all"
+    )
+    print(f"run folder: {run.path}")
+    if (run.path / "report.html").exists():
+        print(f"collapse report: {run.path / 'report.html'}")
+
+
+COMMAND = Command(train, show, options, config=True)

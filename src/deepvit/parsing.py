@@ -1,0 +1,199 @@
+"""From words or a YAML file to values of options, by jsonargparse: types are checked, what was given is known.
+
+Only what was given comes back: defaults are those of the dataclass or function that the options were read from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deepvit.errors import UserError
+from deepvit.options import Option, check_names
+
+
+def parser_of(options: Iterable[Option], positional: Sequence[Option] = (), *, config: bool = False) -> Any:
+    """jsonargparse's parser of these options.
+
+    Args:
+        options: what may be given.
+        positional: what comes first on a command line, in this order; the last one may be a list.
+        config: whether ``--config FILE`` reads options from a YAML file.
+    """
+    from jsonargparse import ArgumentParser
+
+    # --epoch for --epochs would read well in one version and be another option in the next.
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    for option in positional:
+        extra = {"nargs": "+"} if option.kind == "list" else {}
+        parser.add_argument(option.name, type=str, **extra)
+    if config:
+        parser.add_argument("--config", action="config")
+    for option in options:
+        parser.add_argument(f"--{option.name}", type=option.hint, default=option.default)
+    return parser
+
+
+def parse_words(
+    words: list[str], options: Sequence[Option], positional: Sequence[Option] = (), *, config: bool = False
+) -> dict[str, Any]:
+    """The values that a command line gives, by option name; those of its ``--config`` files are among them.
+
+    Raises:
+        UserError: an option that does not exist, with the nearest; a value of another type; a word too much or too few.
+    """
+    ready = normalise(words, {f"--{option.name}": option.kind for option in options})
+    parser = parser_of(options, positional, config=config)
+    try:
+        given = parser.parse_args(ready, defaults=False).as_dict()
+    except (argparse.ArgumentError, TypeError) as error:
+        raise UserError(explain(str(error), options, positional)) from None
+    given.pop("config", None)
+    return dict(given)
+
+
+def checked(values: dict[str, Any], options: Sequence[Option], what: str, hint: str = "") -> dict[str, Any]:
+    """Values by option name, from YAML or a Python call, with their types checked.
+
+    Raises:
+        UserError: a name that is no option, with the nearest; a value of another type, named.
+    """
+    names = list(dict.fromkeys(option.name.partition(".")[0] for option in options))
+    check_names(values, names, what, hint)
+    for name, value in values.items():
+        inner = [o.name.partition(".")[2] for o in options if o.name.startswith(f"{name}.")]
+        if inner and not isinstance(value, dict):
+            raise UserError(
+                f"{name} has options of its own ({', '.join(inner[:4])}, ...): give a mapping, not {value!r}"
+            )
+        if inner:
+            check_names(value, inner, name)
+    ready = json_ready(values)
+    try:
+        return dict(parser_of(options).parse_object(ready, defaults=False).as_dict())
+    except (argparse.ArgumentError, TypeError) as error:
+        raise UserError(explain(str(error), options)) from None
+
+
+def json_ready(values: Any) -> Any:
+    """Values as YAML would give them: mappings and lists all the way down."""
+    if isinstance(values, dict):
+        return {str(k): json_ready(v) for k, v in values.items()}
+    return [json_ready(v) for v in values] if isinstance(values, list | tuple | set) else values
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping of names to values.
+
+    Raises:
+        UserError: no such file, no YAML, or no mapping.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {(str(error).splitlines() or ['?'])[0]}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no {what} (a mapping of names to values is expected)")
+    return value
+
+
+def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
+    """The command line as jsonargparse wants it.
+
+    Hyphens in option names become underscores, ``--model.KEY`` the model's argument and ``--data.KEY`` the data
+    source's, the name of a recipe its file, a switch without a value ``=true``, and ``0,1,2`` or ``0 1 2`` after an
+    option that takes a list, a list.
+
+    Args:
+        arguments: words of the command line after the command.
+        kinds: option → ``"switch"`` or ``"list"``, for options that are one.
+    """
+    words: list[str] = []
+    for token in arguments:  # --option=value becomes two words, so that both ways are treated alike
+        if not (token.startswith("--") and len(token) > 2):
+            words.append(token)
+            continue
+        option, equals, value = token.partition("=")
+        option = option.replace("-", "_").replace("__", "--", 1)
+        option = re.sub(r"^--((?:train\.)?)(model|data)\.", r"--\1\2_args.", option)
+        words += [option, value] if equals else [option]
+    result: list[str] = []
+    while words:
+        option, kind = words[0], kinds.get(words.pop(0), "")
+        result.append(option)
+        if kind == "switch" and not (words and words[0].lower() in ("true", "false")):
+            result[-1] += "=true"
+        elif kind == "list" and words and not words[0].startswith(("--", "[")):
+            values: list[str] = []
+            while words and not words[0].startswith("--"):
+                values += [part.strip() for part in words.pop(0).split(",")]
+            result.append(json.dumps([int(v) if v.lstrip("-").isdigit() else v for v in values if v]))
+        elif option == "--config" and words:
+            result.append(recipe_file(words.pop(0)))
+    return result
+
+
+def recipe_file(text: str) -> str:
+    """A path that exists as it is, else the file of the recipe of that name."""
+    if Path(text).exists():
+        return text
+    from deepvit import recipes
+
+    return str(recipes.find(text))
+
+
+def explain(message: str, options: Iterable[Option], positional: Sequence[Option] = ()) -> str:
+    """jsonargparse's message in our words: the option, what it takes, what was given; the nearest of an unknown one."""
+    import difflib
+
+    known = {option.name: option for option in options}
+    unknown = re.search(r"[Uu]nrecognized arguments?: (\S+)", message)
+    if unknown and unknown.group(1).startswith("--"):
+        near = difflib.get_close_matches(unknown.group(1).lstrip("-"), known, n=2, cutoff=0.5)
+        rest = f"; did you mean {' or '.join('--' + n for n in near)}?" if near else ""
+        return f"unknown option {unknown.group(1)}{rest}"
+    if unknown:
+        return f"{unknown.group(1)!r} is one word too much: options start with --"
+    missing = re.search(r"arguments are required: (.+)", message)
+    if missing:
+        return f"{missing.group(1).strip()} is missing"
+    unaccepted = re.search(r"Option '([^']+)' is not accepted", message)
+    if unaccepted:
+        near = difflib.get_close_matches(unaccepted.group(1), known, n=2, cutoff=0.5)
+        rest = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"no option is called {unaccepted.group(1)!r}{rest}"
+    key = re.search(r'[Pp]arser key "([^"]+)"', message)
+    if key and key.group(1) in known:
+        value = re.search(r"(?:Given value|Got value): (.*)", message)
+        given = f", not {value.group(1).strip()!r}" if value else ""
+        return f"--{key.group(1)} takes {spoken(known[key.group(1)].hint)}{given}"
+    return " ".join(message.split())
+
+
+def spoken(hint: Any) -> str:
+    """A type as a person says it: ``a number``, ``one of auto, 32``, ``a whole number, or nothing``."""
+    import types
+    import typing
+
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, inside))
+    if origin in (typing.Union, types.UnionType):
+        kinds = [spoken(kind) for kind in inside if kind is not type(None)]
+        return " or ".join(kinds)
+    if origin is list:
+        return (
+            f"a list of {spoken(inside[0]).removeprefix('a ').removeprefix('an ')}s" if inside else "a list"
+        )
+    if origin is tuple:
+        return f"{len(inside)} numbers, as '[0.1, 1]'"
+    if origin is dict or hint is dict:
+        return "a mapping, as '{name: value}'"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

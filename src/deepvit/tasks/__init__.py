@@ -1,0 +1,43 @@
+"""Tasks: the kinds of problem that are trained, each one class in one file and one line here."""
+
+from __future__ import annotations
+
+import difflib
+
+from deepvit.errors import UserError
+from deepvit.tasks.classification import Classification
+from deepvit.tasks.task import Column, Fitting, Meter, Mixed, NoOptions, Settings, Task
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification,)}
+DEFAULT = Classification.name
+
+__all__ = [
+    "DEFAULT",
+    "TASKS",
+    "Classification",
+    "Column",
+    "Fitting",
+    "Meter",
+    "Mixed",
+    "NoOptions",
+    "Settings",
+    "Task",
+    "find",
+    "table",
+]
+
+
+def find(name: str) -> type[Task]:
+    """The task of that name; ``UserError`` with the nearest where there is none."""
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        raise UserError(
+            f"no task is called {name!r}; "
+            + (f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}")
+        )
+    return TASKS[name]
+
+
+def table() -> list[dict[str, str]]:
+    """Rows for ``deepvit list tasks``."""
+    return [{"task": t.name, "what": t.help, "watches": t.column().heading} for t in TASKS.values()]

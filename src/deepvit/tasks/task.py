@@ -1,0 +1,209 @@
+"""What one kind of problem is: everything that training, studies, reports and run folders ask of it.
+
+A task is one class in one file, and one line in ``deepvit.tasks``. Its instance stands for one problem: the facts that
+``model.json`` keeps (for a classifier the names of its classes), from which a run is rebuilt without its data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from deepvit.data import AugmentConfig, DataOptions, InputSpec, Loaders
+    from deepvit.data.loaders import Data, Unreadable
+
+Criterion = Callable[[Any, Any], dict[str, Tensor]]
+"""(output of the network, targets) → the terms of the loss by name, weighted: their sum is minimised."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure that validation gives.
+
+    Attributes:
+        key: ``val/KEY`` in metrics.csv and run.json, ``KEY`` in tables and JSON.
+        heading: in tables and figures, with its unit.
+        short: in a line of progress.
+        digits: after the decimal point.
+        unit: written behind the number, as ``%``.
+        better: which way is better.
+    """
+
+    key: str
+    heading: str
+    short: str
+    digits: int = 2
+    unit: str = ""
+    better: Literal["higher", "lower"] = "higher"
+
+    def told(self, value: float) -> str:
+        """``top-1 97.21%``."""
+        return f"{self.short} {value:.{self.digits}f}{self.unit}"
+
+
+@dataclass
+class NoOptions:
+    """A task without options of its own."""
+
+
+class Meter(Protocol):
+    """Figures over a validation set, exact for any batch size and number of processes (a torchmetrics module)."""
+
+    def update(self, output: Any, targets: Any) -> None:
+        """Take in a batch."""
+
+    def compute(self) -> dict[str, float]:
+        """The figures, by the keys of the task's columns."""
+
+    def reset(self) -> None:
+        """Start anew."""
+
+
+@dataclass
+class Mixed:
+    """A batch after mixing: images, targets, and the labels of the patches for the mixing loss (None without)."""
+
+    images: Tensor
+    targets: Any
+    patches: Any = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run asks of its batches: fields of the training options that concern them.
+
+    ``losses``: weights of the diversity losses, by name. ``options``: the task's own.
+    """
+
+    batch_size: int
+    augment: AugmentConfig
+    losses: Mapping[str, float] = field(default_factory=dict)
+    options: Any = None
+    workers: int | None = None
+    seed: int = 0
+    max_train_images: int | None = None
+    max_val_images: int | None = None
+    unreadable: Unreadable = "stop"
+    progress: bool = True
+
+
+@dataclass
+class Fitting:
+    """What training asks of a problem with its data: batches, the loss, and what is done to a batch on the device."""
+
+    loaders: Loaders
+    criterion: Criterion
+    mix: Callable[[Tensor, Any], Mixed] | None = None
+
+
+class Task(ABC):
+    """A kind of problem; an instance is one problem of that kind."""
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    columns: ClassVar[tuple[Column, ...]]
+    watch: ClassVar[str]
+    """Key of the column that is best, shown and compared."""
+    options: ClassVar[type[Any]] = NoOptions
+    """Options of ``deepvit train`` that only this task has: a dataclass with a docstring a field."""
+    predict_options: ClassVar[type[Any]] = NoOptions
+    """The same for ``deepvit predict``."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self.facts = dict(facts)
+
+    @classmethod
+    def column(cls, key: str | None = None) -> Column:
+        """A column by its key; by default the one that is watched."""
+        wanted = cls.watch if key is None else key
+        return next(column for column in cls.columns if column.key == wanted)
+
+    # -- data --------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def open(cls, spec: str, source: DataOptions, options: Any = None) -> Data:
+        """The data set of a data string; raises ``UserError`` for one that this task cannot use."""
+
+    @classmethod
+    @abstractmethod
+    def facts_of(cls, data: Any, options: Any) -> dict[str, Any]:
+        """What of the data and the options a network is rebuilt from, as JSON."""
+
+    @property
+    def classes(self) -> int:
+        """Width of the mixing loss's head over patches, for tasks that have classes."""
+        return self.width
+
+    def told_facts(self) -> str:
+        """The facts in a few words, for the line that announces a run."""
+        return self.name
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """Names for whole numbers among the targets, to call images by; None where there are none."""
+        return None
+
+    # -- the network -------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Outputs of the backbone's classifier; 0 for a backbone without one."""
+
+    def network(self, backbone: nn.Module, input: InputSpec) -> nn.Module:
+        """The network of the problem: the backbone itself, or with what the task puts behind it."""
+        return backbone
+
+    def backbone(self, network: nn.Module) -> nn.Module:
+        """The backbone in a network of ``network``: what cures, diversity losses and reports are about."""
+        return network
+
+    # -- training ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def fitting(self, data: Any, input: InputSpec, network: nn.Module, settings: Settings) -> Fitting:
+        """Batches and loss of a run; raises ``UserError`` for settings that do not go together."""
+
+    # -- measuring and using -----------------------------------------------------------------------
+
+    @abstractmethod
+    def validation(self, data: Any, input: InputSpec, settings: Settings) -> Iterable[tuple[Tensor, Any]]:
+        """Validation batches of any data set of this kind, with targets as this problem's network knows them.
+
+        Raises:
+            UserError: targets that the network does not know.
+        """
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """A fresh meter that gives the task's columns."""
+
+    def infer(self, network: nn.Module, images: Tensor) -> Any:
+        """What the meter takes, from images [B, 3, H, W]."""
+        return network(images)
+
+    def detail(self, meter: Any, data: Any) -> dict[str, Any]:
+        """More than the columns, from a meter that has seen all of ``data``, as JSON: figures by class, for example."""
+        return {}
+
+    @classmethod
+    def show_detail(cls, result: Mapping[str, Any]) -> None:
+        """Print what ``detail`` put into the result of an evaluation."""
+        return
+
+    @abstractmethod
+    def predict(
+        self, network: nn.Module, images: Sequence[Path], input: InputSpec, options: Any, out: Path | None
+    ) -> Iterator[dict[str, Any]]:
+        """One result an image, as JSON, while they are read; raises ``UserError`` for one that cannot be read."""
+
+    def told(self, row: Mapping[str, Any]) -> str:
+        """A result of ``predict`` as a line for the terminal."""
+        return str(dict(row))
