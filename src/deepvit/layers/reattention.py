@@ -7,11 +7,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.fx
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..ops import BACKENDS, NORMS, reattention
+from .in_torchscript import centred_maps, normalised_by_batch, normalised_by_running
+from .map_norm import check_norm, check_theta, norm_arguments
 
 INITS = ("official", "identity")
 
@@ -115,20 +118,25 @@ class ReAttention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x [B, N, dim] -> [B, N, dim_out]; masks are refused: batch norm over maps has no masked form."""
-        if attn_mask is not None:
-            raise UserError("ReAttention takes no attn_mask: its norm is over whole maps; remove the mask")
-        if is_causal:
-            raise UserError(
-                "ReAttention takes no is_causal=True: its norm is over whole maps; leave it False"
-            )
+        if torch.jit.is_scripting():
+            return self._in_torchscript(x, attn_mask, is_causal)
+        else:  # TorchScript does not read this branch
+            _refuse_masks(x, attn_mask, is_causal)
+            if torch.jit.is_tracing():  # sees PyTorch's own operations only
+                return self._in_torchscript(x, None, False)
+            return self._by_operator(x)
+
+    def _by_operator(self, x: Tensor) -> Tensor:
+        """``forward`` by ``deepvit.ops.reattention``."""
+        check_theta(self.reatten_matrix)
         batch, tokens, _ = x.shape
         # Unbound before the transpose: the three gradients are then stacked in the projection's own layout.
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        q, k, v = qkv.unbind(2)
         y = reattention(
-            self.q_norm(q),
-            self.k_norm(k),
-            v,
+            self.q_norm(q.transpose(1, 2)),
+            self.k_norm(k.transpose(1, 2)),
+            v.transpose(1, 2),
             self.reatten_matrix.weight.view(self.num_heads, self.num_heads),
             theta_bias=self._theta_bias(),
             norm=self.norm_mode,
@@ -136,7 +144,7 @@ class ReAttention(nn.Module):
             output_scale=self.output_scale,
             dropout_p=self.attn_drop.p if self.attn_drop.training else 0.0,
             backend=self.backend,
-            **self._norm_arguments(),
+            **self._norm_arguments(x),
         )
         y = self.norm(y.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:
@@ -144,47 +152,89 @@ class ReAttention(nn.Module):
         result: Tensor = self.proj_drop(self.proj(y))
         return result
 
+    def _in_torchscript(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        """``forward`` in operations and words that TorchScript knows (see ``in_torchscript.py``)."""
+        if attn_mask is not None or is_causal:
+            raise RuntimeError("ReAttention takes no attention mask: its norm is over whole maps")
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        maps = centred_maps(q, k, self.scale, self.attn_drop.p if self.attn_drop.training else 0.0)
+        weight, bias = self.reatten_matrix.weight, self.reatten_matrix.bias
+        assert bias is not None
+        if hasattr(self.var_norm, "momentum"):  # a batch norm
+            norm = self.var_norm
+            if norm.training or norm.running_mean is None:
+                momentum, mean, var = 0.0, norm.running_mean, norm.running_var
+                if norm.momentum is not None:
+                    momentum = norm.momentum
+                if not norm.track_running_stats:
+                    mean, var = None, None
+                counted = norm.num_batches_tracked
+                if mean is not None and counted is not None:
+                    counted.add_(1)
+                    if norm.momentum is None:
+                        momentum = 1.0 / float(counted)
+                y = normalised_by_batch(
+                    maps, v, weight, bias, norm.weight, norm.bias, mean, var, momentum, norm.eps, self.output_scale
+                )
+            else:
+                y = normalised_by_running(
+                    maps, v, weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps,
+                    self.output_scale,
+                )  # fmt: skip
+        elif hasattr(self.var_norm, "running_mean"):  # a frozen one
+            norm = self.var_norm
+            y = normalised_by_running(
+                maps, v, weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps,
+                self.output_scale,
+            )  # fmt: skip
+        else:
+            y = normalised_by_running(maps, v, weight, bias, None, None, None, None, 0.0, self.output_scale)
+        y = self.norm(y.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+        if self.gate is not None:
+            y = y * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(y))
+
+    def __prepare_scriptable__(self) -> ReAttention:
+        """What ``torch.jit.script`` asks of a module before it reads it: what cannot be scripted is refused here."""
+        check_norm(self.var_norm, self.norm_mode)
+        check_theta(self.reatten_matrix)
+        if type(self).forward is not ReAttention.forward:
+            raise UserError(
+                f"{type(self).__name__} cannot be scripted; torch.export and torch.compile take it as it is"
+            )
+        if isinstance(self.var_norm, nn.SyncBatchNorm):
+            raise UserError(
+                "torch.jit.script knows no SyncBatchNorm; script the model before "
+                "convert_sync_batchnorm, or load its weights into one that was not converted"
+            )
+        return self
+
     def _theta_bias(self) -> Tensor:
         assert self.reatten_matrix.bias is not None
         return self.reatten_matrix.bias
 
-    def _norm_arguments(self) -> dict[str, Any]:
-        """What the operator needs of ``var_norm``, whose mode (and not the layer's) decides, as in torch."""
-        norm = self.var_norm
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            return {"training": self.training}
-        momentum = norm.momentum
-        if _recomputing():
-            momentum = 0.0  # the batch was counted in the forward pass
-        elif norm.training and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if momentum is None:  # a cumulative average
-                momentum = 1.0 / float(norm.num_batches_tracked)
-        return {
-            "training": norm.training or norm.running_mean is None,
-            "norm_weight": norm.weight,
-            "norm_bias": norm.bias,
-            "running_mean": norm.running_mean,
-            "running_var": norm.running_var,
-            "momentum": 0.0 if momentum is None else momentum,
-            "eps": norm.eps,
-            "process_group": _process_group(norm) if norm.training else None,
-        }
+    def _norm_arguments(self, x: Tensor | None = None) -> dict[str, Any]:
+        """What the operator needs of ``var_norm`` (``map_norm.py``); ``x`` is any tensor of this call."""
+        known = norm_arguments(self.var_norm, self.norm_mode, x)
+        # Dropout goes on where the norm is frozen.
+        return {"training": self.attn_drop.training, **known}
 
     def extra_repr(self) -> str:
         """Options that the parts do not show."""
         return f"backend={self.backend}, init={self.init}, norm={self.norm_mode}, rescale={self.rescale}"
 
 
-def _recomputing() -> bool:
-    """Whether gradient checkpointing runs this forward pass a second time, within the backward pass."""
-    # The same question to autograd that torch.utils.checkpoint asks; under the compiler it is never so.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+@torch.fx.wrap  # type: ignore[untyped-decorator]
+def _refuse_masks(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
+    """A function by itself, so that torch.fx, to whom a mask may yet be given, asks when its graph runs."""
+    if attn_mask is not None:
+        raise UserError("ReAttention takes no attn_mask: its norm is over whole maps; remove the mask")
+    if is_causal:
+        raise UserError("ReAttention takes no is_causal=True: its norm is over whole maps; leave it False")
 
 
-def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
-    """The group over which a converted norm synchronises; None without one, or alone in it."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
-        return None
-    group = norm.process_group if norm.process_group is not None else dist.group.WORLD
-    return group if dist.get_world_size(group) > 1 else None
+# timm's and torchvision's feature extraction by torch.fx takes the layer as one node, with its dtypes and checks.
+register_notrace_module(ReAttention)

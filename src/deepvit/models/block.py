@@ -29,12 +29,12 @@ class ResidualScaleBlock(Block):  # type: ignore[misc]
         if attention is not None:
             self.attn = attention
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Tokens [B, N, C] to [B, N, C]; the mask goes to the attention, as in timm."""
         r = self.residual_scale
-        if r == 1.0:
-            return super().forward(x, attn_mask=attn_mask, **kwargs)  # type: ignore[no-any-return]
-        attended = self.attn(self.norm1(r * x), attn_mask=attn_mask, **kwargs)
+        if r == 1.0:  # written out: TorchScript knows no super()
+            x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
+            return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        attended = self.attn(self.norm1(r * x), attn_mask=attn_mask, is_causal=is_causal)
         x = x + self.drop_path1(self.ls1(attended)) / r
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(r * x)))) / r
-        return x
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(r * x)))) / r

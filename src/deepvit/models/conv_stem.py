@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.layers.format import Format, nchw_to
-from torch import Tensor, nn
+from torch import Tensor, _assert, nn
 
 from ..errors import UserError
 from .checks import Size
@@ -71,22 +70,25 @@ class ConvStem(PatchEmbed):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] to tokens [B, N, dim], or to a grid in the output format that was asked for."""
-        height, width = x.shape[-2:]
+        _, _, height, width = x.shape
         rows, columns = self.patch_size
         if self.img_size is not None and self.strict_img_size:
-            torch._assert(
-                (height, width) == tuple(self.img_size),
+            message = (
                 f"Input of {height}×{width} pixels does not match the model's {self.img_size[0]}×"
-                f"{self.img_size[1]}; build it with img_size=… or dynamic_img_size=True.",
+                f"{self.img_size[1]}; build it with img_size=… or dynamic_img_size=True."
             )
+            # One by one: torch.fx knows no "and".
+            _assert(height == self.img_size[0], message)
+            _assert(width == self.img_size[1], message)
         elif self.dynamic_img_pad:
             x = F.pad(x, (0, -width % columns, 0, -height % rows))
         else:
-            torch._assert(
-                height % rows == 0 and width % columns == 0,
+            message = (
                 f"Input of {height}×{width} pixels is not divisible by patches of {rows}×{columns}; "
-                "dynamic_img_pad=True pads it.",
+                "dynamic_img_pad=True pads it."
             )
+            _assert(height % rows == 0, message)
+            _assert(width % columns == 0, message)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = self.proj(x)

@@ -34,7 +34,7 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
     running_mean, running_var = options.running_mean, options.running_var
     scale, dropout_p = options.softmax_scale(width), options.dropout
 
-    if options.norm == "none" or not options.training:
+    if not options.of_batch:
         # Scale and shift are known beforehand: the scale goes into theta, and no statistics are taken.
         mean = bias + row_sum / tokens  # what centring took away from each mixed map
         if options.norm == "none":
@@ -52,14 +52,16 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
 
     o_BHND, c, e_H = core(q, k, v, theta, scale, True, dropout_p)
     squares_H = ((theta @ c) * theta).sum(dim=1) if c.dim() == 2 else c
-    count: Tensor | float = batch * tokens * tokens
+    # An empty batch has no statistics: it leaves the running ones alone and gives zero gradients, as torch's norm does.
+    empty = group is None and batch * tokens == 0
+    count: Tensor | float = 1 if empty else batch * tokens * tokens
     offset_H = None if e_H is None else e_H / count  # mean of the mixed maps, less their row_sum / tokens
     if group is not None:
         squares_H, offset_H, count = _pool(squares_H, e_H, row_sum, batch, tokens, group)
     var_H = squares_H / count
     if offset_H is not None and group is None:
         var_H = var_H - offset_H.square()
-    if running_mean is not None and running_var is not None:
+    if running_mean is not None and running_var is not None and not empty:
         with torch.no_grad():
             mean_H = bias + row_sum / tokens + (0.0 if offset_H is None else offset_H)
             running_mean.lerp_(mean_H.to(running_mean.dtype), options.momentum)

@@ -31,6 +31,7 @@ def reattention(
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     training: bool = False,
+    batch_statistics: bool | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
     scale: float | None = None,
@@ -55,7 +56,9 @@ def reattention(
         norm_bias: [H] or None (zeros).
         running_mean: [H], updated in place when training, read when not.
         running_var: [H], the same.
-        training: take batch statistics and apply dropout.
+        training: apply dropout, and take batch statistics unless ``batch_statistics`` decides.
+        batch_statistics: normalise by the batch's statistics, or (False) by the running ones, as with a frozen norm;
+            None is as ``training`` says. Those of an empty batch change nothing.
         momentum: weight of the new statistics in the running ones, 0 to 1.
         eps: added to the variance.
         scale: softmax scale; None is D ** -0.5.
@@ -78,6 +81,7 @@ def reattention(
         running_mean=running_mean,
         running_var=running_var,
         training=training,
+        batch_statistics=batch_statistics,
         momentum=momentum,
         eps=eps,
         scale=scale,
@@ -103,12 +107,12 @@ def reattention(
     if not 0 <= dropout_p < 1:
         raise UserError(f"dropout_p={dropout_p}: expected 0 <= p < 1")
     if norm == "batch":
-        if not training and (running_mean is None or running_var is None):
+        if not options.of_batch and (running_mean is None or running_var is None):
             raise UserError(
                 "norm='batch' in evaluation needs running_mean and running_var; "
                 "pass training=True for batch statistics"
             )
-        if training and process_group is None and q.shape[0] * tokens == 1:
+        if options.of_batch and process_group is None and q.shape[0] * tokens == 1:
             raise UserError(
                 "batch statistics of one image with one token do not exist; use more images, or norm='none'"
             )

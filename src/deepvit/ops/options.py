@@ -18,6 +18,7 @@ class Options(NamedTuple):
     running_mean: Tensor | None = None
     running_var: Tensor | None = None
     training: bool = False
+    batch_statistics: bool | None = None
     momentum: float = 0.1
     eps: float = 1e-5
     scale: float | None = None
@@ -28,6 +29,13 @@ class Options(NamedTuple):
     def softmax_scale(self, width: int) -> float:
         """``scale``, by default D ** -0.5 for heads ``width`` wide."""
         return float(width**-0.5) if self.scale is None else self.scale
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether the norm takes the batch's statistics, and not the running ones."""
+        if self.norm == "none":
+            return False
+        return self.training if self.batch_statistics is None else self.batch_statistics
 
     @property
     def dropout(self) -> float:

@@ -51,15 +51,15 @@ def _maps(q: Tensor, k: Tensor, theta: Tensor, options: Options, dtype: torch.dt
     Z_BHNN = F.conv2d(P_BHNN, theta.to(dtype).view(heads, heads, 1, 1), bias)
     if options.norm == "none":
         Y_BHNN = Z_BHNN
-    elif options.training and options.process_group is not None:
+    elif options.of_batch and options.process_group is not None:
         Y_BHNN = _synchronised_batch_norm(Z_BHNN, weight, shift, options, options.process_group)
     else:
         buffers = options.running_mean, options.running_var
         mean, var = (None if x is None else x.to(dtype) for x in buffers)
         Y_BHNN = F.batch_norm(
-            Z_BHNN, mean, var, weight, shift, options.training, options.momentum, options.eps
+            Z_BHNN, mean, var, weight, shift, options.of_batch, options.momentum, options.eps
         )
-        if options.training and mean is not buffers[0]:  # the copies in ``dtype`` were updated
+        if options.of_batch and mean is not buffers[0]:  # the copies in ``dtype`` were updated
             for buffer, updated in zip(buffers, (mean, var), strict=True):
                 assert buffer is not None
                 assert updated is not None
