@@ -67,6 +67,7 @@ class Recorder:
         self.numbers = {b for b in asked if isinstance(b, int)} or None
         self.names = BlockNames(model, self.named)
         self.prefix = PrefixRule(model, options.prefix_tokens)
+        self.paused = False  # a fused module runs as the model has it: nobody looks
         self.frames = Frames(model, self._started, self._ended)
         self._first: nn.Module | None = None  # the module that begins each forward pass
         self._times: dict[str, int] = {}  # how often each key occurred in this pass

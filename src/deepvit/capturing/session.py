@@ -81,7 +81,7 @@ def capture(
     recorder = Recorder(model, options)
     recorder.seen.notes += _notes(model)
     watch = Watch(recorder)
-    fused = FusedModules(model, watch)
+    fused = FusedModules(model, recorder)
     try:
         fused.install()
         recorder.frames.install()
