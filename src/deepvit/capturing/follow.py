@@ -177,6 +177,12 @@ class Follower:
         letters = inputs.split(",")
         for mine, other in ((0, 1), (1, 0)):
             known = self.of(operands[mine])
+            if isinstance(known, Scores) and isinstance(operands[other], nn.Parameter):
+                row, column = letters[mine][known.rows], letters[mine][known.columns]
+                if row in result and column in result:  # heads mixed before the softmax
+                    rows, columns = result.index(row) - len(result), result.index(column) - len(result)
+                    self.remember(out, replace(known, rows=rows, columns=columns))
+                return None
             if not isinstance(known, Map):
                 continue
             row, column = letters[mine][known.rows], letters[mine][known.columns]

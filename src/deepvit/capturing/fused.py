@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepvit.capturing.frames import first_tensor
 from deepvit.capturing.maps import relative_error, tolerance
 from deepvit.capturing.multihead import call_of, heads
 from deepvit.capturing.recorder import Recorder
 from deepvit.capturing.seen import Check
+from deepvit.capturing.spatial import first_tensor
 from deepvit.errors import UserError
 
 _MARK = "_deepvit_capture"

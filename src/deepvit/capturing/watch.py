@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -10,13 +11,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deepvit import ops
+from deepvit.capturing.differential import Differences, Term, is_differential
 from deepvit.capturing.follow import Follower, Product
 from deepvit.capturing.functions import EINSUM, MATMUL, SOFTMAX, VALUE_KEEPING
+from deepvit.capturing.layouts import Site
 from deepvit.capturing.maps import aside, exact, relative_error, sdpa_map, tolerance
 from deepvit.capturing.multihead import MULTI_HEAD, multi_head
 from deepvit.capturing.reattended import reattention
-from deepvit.capturing.recorder import Recorder, Site
+from deepvit.capturing.recorder import Recorder
 from deepvit.capturing.seen import Check
+from deepvit.capturing.spatial import channels_read, merge
 
 _SDPA = F.scaled_dot_product_attention
 
@@ -32,6 +36,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
         self.follower = Follower()
+        self.differences = Differences(recorder)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -49,6 +54,9 @@ class Watch(TorchFunctionMode):
         return out
 
     def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        recorder = self.recorder
+        merge(recorder.frames.stack[-1].reads, channels_read(func, args, kwargs, out))
+        recorder.grids.look(func, args, kwargs, out)
         if func is _SDPA:
             self._sdpa(*args, out=out, **kwargs)
         elif func is MULTI_HEAD:
@@ -63,6 +71,7 @@ class Watch(TorchFunctionMode):
             if (product := self.follower.multiply(func, args, kwargs, out)) is not None:
                 self._product(product)
         else:
+            self.differences.look(func, args, out)
             self.follower.follow(func, args, kwargs, out)
 
     def _sdpa(
@@ -80,6 +89,14 @@ class Watch(TorchFunctionMode):
     ) -> None:
         if enable_gqa:  # as torch defines it: each key and value head serves the same number of query heads
             key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], dim=-3) for t in (key, value))
+        owner = self.recorder.frames.stack[-1]
+        if is_differential(owner.module):
+            plain = None
+            if dropout_p > 0.0:
+                plain = _SDPA(query, key, value, attn_mask, 0.0, is_causal, scale=scale)
+            term = Term(weakref.ref(out), plain, query, key, value, attn_mask, is_causal, scale)
+            self.differences.hold(term, owner.name)
+            return
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         rows, columns = query.shape[-2], key.shape[-2]
         site = self.recorder.site(lead, rows, columns, value)
@@ -126,7 +143,7 @@ class Watch(TorchFunctionMode):
         attention, softmax, measured = multiplied, None, "softmax map"
         same_axes = found.softmax.shape[:-2] == lead
         if found.changed:
-            softmax = site.arrange(found.softmax) if same_axes else None
+            softmax = site.arrange(found.softmax) if same_axes else _several(site, found.softmax)
             steps = ", ".join(step for step in found.steps if step not in VALUE_KEEPING)
             measured = f"softmax map after {steps}, as it multiplies V"
         elif found.dropped and same_axes:
@@ -147,6 +164,15 @@ class Watch(TorchFunctionMode):
                 site.key, error, tolerance(out), "the matrix that multiplies V, times V, with the product"
             ),
         )
+
+
+def _several(site: Site, softmax: Tensor) -> Tensor | None:
+    """Softmax maps [B, k · H, N, M] of which k make one map of the H that multiply V (differential attention)."""
+    if softmax.ndim == 4 and len(site.order.lead) == 2 and site.order.heads_axis == 1:
+        images, heads = site.order.lead
+        if softmax.shape[0] == images and softmax.shape[1] % heads == 0:
+            return softmax
+    return None
 
 
 def _arranged(site: Site, tensor: Tensor) -> Tensor | None:
