@@ -1,6 +1,6 @@
 """Captures one network of every family there is, and compares with what the network itself computes.
 
-``python tests/capturing/families.py`` prints the table (minutes); ``--write`` puts it into docs/capture.md,
+``python tests/capturing/test_every_family.py`` prints the table (minutes); ``--write`` puts it into docs/capture.md,
 words after it choose families. Every row is *right*, *refused* with the reason, or *wrong*. Nothing of
 deepvit stands on the other side of a comparison:
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
 import timm.layers
 import torch
@@ -286,6 +287,47 @@ def all_families() -> dict[str, str]:
     return {**TIMM, **{m: name for m, name in rest.items() if timm.list_models(module=m)}}
 
 
+QUICK = (
+    "maxxvit, coatnet",
+    "efficientvit_msra",
+    "levit, convolutional",
+    "shvit",
+    "davit",
+    "nest",
+    "mobilevit",
+)
+
+
+def measure_safely(family: str, name: str) -> Outcome:
+    """``measure``; whatever else goes wrong is wrong."""
+    try:
+        return measure(family, name)
+    except Exception as error:
+        return Outcome(family, name, "wrong", why=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+@pytest.mark.parametrize("family", QUICK)
+def test_tokens_and_maps_are_the_networks_own(family: str) -> None:
+    row = measure_safely(family, TIMM[family])
+    assert row.verdict == "right", row.why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in all_families() if family not in QUICK])
+def test_no_family_is_read_wrongly(family: str) -> None:
+    row = measure_safely(family, all_families()[family])
+    assert row.verdict != "wrong", row.why
+
+
+def test_the_page_holds_the_table_and_nothing_wrong() -> None:
+    part = PAGE.read_text().split("<!-- families: begin -->")[1].split("<!-- families: end -->")[0]
+    rows = [line.split(" | ") for line in part.splitlines() if line.startswith("| ") and "---" not in line][
+        1:
+    ]
+    assert {row[3] for row in rows} == {"right", "refused"}
+    assert {row[0].removeprefix("| ") for row in rows} >= {f for f in TIMM if f in QUICK or f.startswith("v")}
+
+
 def table(rows: list[Outcome]) -> str:
     """Markdown; what holds no attention shares one row."""
     none = [r for r in rows if r.verdict == "refused" and "no attention over tokens was found" in r.why]
@@ -316,10 +358,7 @@ def main() -> None:
         if chosen.families and not any(word in (name, family.split(",")[0]) for word in chosen.families):
             continue
         started = time.perf_counter()
-        try:
-            row = measure(family, name)
-        except Exception as error:
-            row = Outcome(family, name, "wrong", why=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        row = measure_safely(family, name)
         rows.append(row)
         seconds = time.perf_counter() - started
         print(
