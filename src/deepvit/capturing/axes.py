@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -60,24 +61,20 @@ def order_of(lead: tuple[int, ...], images: int | None, module: nn.Module) -> Or
     return Order(lead, 1 if images is None else outer // images, heads, axis)
 
 
-def is_over_channels(order: Order, rows: int, values: Tensor, owner_input: tuple[int, ...] | None) -> bool:
-    """Whether a map is over channels (XCiT): rows times heads are the channels, V is as wide as the tokens.
+def is_over_channels(
+    order: Order, shape: tuple[int, int], values: Tensor, owner: tuple[int, ...], images: int, last: bool
+) -> bool:
+    """Whether a map is over channels (XCiT): V is as wide as there are tokens, and the map is not over them.
 
-    ``owner_input`` is the shape of what went into the attention module, [B, N, C] or with the tokens on a
-    grid. Where head width and number of tokens are equal, V's memory decides: in a channel map its neighbours
-    are rows.
+    ``shape`` is that of the map, ``owner`` that of what went into the attention module: [B, N, C] or with the
+    tokens on a grid; ``last``: its channels are known to be the last axis. Then V's memory decides where the
+    map is as wide as there are tokens and V is too: in a channel map its neighbours are rows.
     """
-    if owner_input is None or len(owner_input) < 3:
+    rows, columns = shape
+    if len(owner) < 3 or order.windows > 1 or rows != columns or (images and owner[0] != images):
         return False
-    width = values.shape[-1]
-    for axis in (2,) if len(owner_input) == 3 else (1, len(owner_input) - 1):
-        channels = owner_input[axis]
-        tokens = 1
-        for i, size in enumerate(owner_input):
-            if i not in (0, axis):
-                tokens *= size
-        if rows * order.heads == channels and width == tokens:
-            if rows != tokens:
-                return True
-            return len(owner_input) == 3 and values.stride(-2) < values.stride(-1)
-    return False
+    axes = (len(owner) - 1,) if last else (1, len(owner) - 1)
+    tokens = {math.prod(size for i, size in enumerate(owner) if i not in (0, axis)) for axis in axes}
+    if values.shape[-1] not in tokens:
+        return False
+    return rows not in tokens or (last and values.stride(-2) < values.stride(-1))

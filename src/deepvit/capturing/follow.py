@@ -8,50 +8,21 @@ over keys (columns).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-SOFTMAX: frozenset[Any] = frozenset({torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax})
-MATMUL: frozenset[Any] = frozenset(
-    {
-        torch.matmul,
-        Tensor.matmul,
-        Tensor.__matmul__,
-        Tensor.__rmatmul__,
-        torch.bmm,
-        Tensor.bmm,
-        torch.linalg.matmul,
-    }
+from deepvit.capturing.functions import (
+    EINSUM,
+    VALUE_KEEPING,
+    axes_after,
+    name_of,
+    tensors_in,
+    writes_in_place,
 )
-EINSUM: frozenset[Any] = frozenset({torch.einsum, torch.functional.einsum})
-
-# Functions that reorder axes: where rows and columns go is read off a tensor without data whose sizes all
-# differ.
-_REORDERING = frozenset(
-    {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "T", "t"}
-)
-# Functions that move or copy entries and leave every value of the map as it is (a cast rounds it).
-VALUE_KEEPING = _REORDERING | {
-    *(
-        "contiguous",
-        "reshape",
-        "reshape_as",
-        "view",
-        "view_as",
-        "flatten",
-        "unflatten",
-        "clone",
-        "detach",
-        "alias",
-    ),
-    *("to", "type", "type_as", "float", "double", "half", "bfloat16", "expand", "squeeze", "unsqueeze"),
-}
-_DISTINCT = (2, 3, 5, 7, 11, 13, 17, 19)
 
 
 @dataclass(frozen=True)
@@ -119,7 +90,7 @@ class Follower:
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Save a softmax map that ``func`` is about to overwrite."""
-        if not self._known or not args or not _writes_in_place(func, kwargs):
+        if not self._known or not args or not writes_in_place(func, kwargs):
             return
         known = self.of(args[0])
         if isinstance(known, Map):
@@ -179,17 +150,16 @@ class Follower:
         """Carry what is known of the arguments over to the result of any other function."""
         if not isinstance(out, Tensor):
             return
-        for source in _tensors(args, kwargs):
+        for source in tensors_in(args, kwargs):
             known = self.of(source)
             if known is None:
                 continue
-            axes = _axes_after(func, args, kwargs, source, out, known.rows, known.columns)
+            axes = axes_after(func, args, kwargs, source, out, known.rows, known.columns)
             if axes is None:
                 continue
             moved: Scores | Map = replace(known, rows=axes[0], columns=axes[1])
             if isinstance(moved, Map):
-                name = getattr(func, "__name__", str(func))
-                name = _property_name(func) if name == "__get__" else name
+                name = name_of(func)
                 if "dropout" not in name:
                     moved = replace(moved, steps=(*moved.steps, name))
                 elif source.data_ptr() != out.data_ptr() and not torch.equal(source, out):  # it was active
@@ -207,6 +177,12 @@ class Follower:
         letters = inputs.split(",")
         for mine, other in ((0, 1), (1, 0)):
             known = self.of(operands[mine])
+            if isinstance(known, Scores) and isinstance(operands[other], nn.Parameter):
+                row, column = letters[mine][known.rows], letters[mine][known.columns]
+                if row in result and column in result:  # heads mixed before the softmax
+                    rows, columns = result.index(row) - len(result), result.index(column) - len(result)
+                    self.remember(out, replace(known, rows=rows, columns=columns))
+                return None
             if not isinstance(known, Map):
                 continue
             row, column = letters[mine][known.rows], letters[mine][known.columns]
@@ -255,49 +231,3 @@ def _arrange(tensor: Tensor, letters: str, order: list[str]) -> Tensor:
         if letter not in letters:
             tensor = tensor.unsqueeze(position)
     return tensor
-
-
-def _axes_after(
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    source: Tensor,
-    out: Tensor,
-    rows: int,
-    columns: int,
-) -> tuple[int, int] | None:
-    """Where the axes over queries and keys are after ``func``, or None where they are gone."""
-    name = getattr(func, "__name__", "")
-    name = _property_name(func) if name == "__get__" else name
-    if name in _REORDERING and args and args[0] is source and source.ndim <= len(_DISTINCT):
-        sizes = _DISTINCT[: source.ndim]
-        moved = func(torch.empty(sizes, device="meta"), *args[1:], **kwargs).shape
-        return moved.index(sizes[rows]) - len(moved), moved.index(sizes[columns]) - len(moved)
-    if min(rows, columns) < -out.ndim:
-        return None
-    if out.shape[rows] != source.shape[rows] or out.shape[columns] != source.shape[columns]:
-        return None
-    # Another number of axes: only the trailing two stay in place (a batch split into windows and joined
-    # again).
-    if out.ndim != source.ndim and {rows, columns} != {-2, -1}:
-        return None
-    return rows, columns
-
-
-def _property_name(func: Any) -> str:
-    return getattr(getattr(func, "__self__", None), "__name__", "__get__")
-
-
-def _writes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__")
-    operator = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
-    return in_place or operator or name == "__setitem__" or bool(kwargs.get("inplace"))
-
-
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from (x for x in value if isinstance(x, Tensor))

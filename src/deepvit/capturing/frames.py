@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from deepvit.capturing.spatial import Reads, first_tensor, merge
 
 # What torch runs as one fused kernel in evaluation, and only while no hook is on it and no mode watches:
 # hooks on these would send the model another way, with another rounding. ``fastpath`` wraps them instead.
@@ -24,6 +26,7 @@ class Frame:
     module: nn.Module
     shape: tuple[int, ...] | None  # of its first tensor argument
     saw_attention: bool = False  # directly, as the block of an attention
+    reads: Reads = field(default_factory=dict)  # axes over channels, as its layers have read them
 
 
 class Frames:
@@ -75,11 +78,16 @@ class Frames:
         finally:
             if frame in self.stack:
                 del self.stack[self.stack.index(frame) :]
+                self._hand_up(frame)
 
     def finish(self, frame: Frame, output: Any) -> None:
         """Tell that the module of a frame made by ``running`` has its output."""
         with torch._C.DisableTorchFunction():
             self._ended(frame, output)
+
+    def _hand_up(self, frame: Frame) -> None:
+        if self.stack:
+            merge(self.stack[-1].reads, frame.reads)
 
     def _push(self, name: str, module: nn.Module, tensor: Tensor | None) -> Frame:
         frame = Frame(name, module, None if tensor is None else tuple(tensor.shape))
@@ -100,21 +108,9 @@ class Frames:
                 frame = self.stack[position]
                 if frame.module is module:
                     del self.stack[position:]
+                    self._hand_up(frame)
                     if output is not None:
                         self.finish(frame, output)
                     return
 
         return end
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor in an argument list or output, in tuples, lists and mappings too."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        for item in value:
-            if (found := first_tensor(item)) is not None:
-                return found
-    return None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from torch import nn
+
+from deepvit.capturing.spatial import Grid, Grids, in_words
 
 # Learned tokens put before the patches, by the names that timm, Hugging Face, torchvision and vit-pytorch
 # use.
@@ -18,31 +21,59 @@ _PREFIX_PARAMETERS = (
     "reg_token",
     "register_tokens",
 )
+_SUFFIX_PARAMETERS = ("detection_tokens", "det_token", "det_tokens")  # behind the patches: YOLOS
+# Learned tokens that ask for something and are no patches: DETR, Mask2Former, Q-Former.
+_QUERIES = (
+    "query_position_embeddings",
+    "query_embed",
+    "query_embeddings",
+    "query_tokens",
+    "queries_embedder",
+)
 _MOST_PREFIX_TOKENS = 16  # when probing: more than any published model has (DINOv2: 1 + 4)
 
 
 @dataclass(frozen=True)
 class Split:
-    """How one axis of tokens splits into prefix and patches, and how that was told."""
+    """How one axis of tokens splits into prefix, patches and what is behind them, and how that was told."""
 
     prefix: int
-    grid: tuple[int, int] | None
+    grid: Grid | None
     decided: str
+    sure: bool = True
+    suffix: int = 0
 
 
 class PrefixRule:
     """Tells prefix tokens from patches for one model.
 
-    In this order: the number the user gave; the model's own ``num_prefix_tokens``; its learned tokens, by the
-    names of the parameters; else the smallest number that leaves a grid of the image's shape. The number must
-    leave such a grid: where it does not and all tokens do (patch blocks of CaiT, whose class token joins
-    later) there is no prefix.
+    The number of prefix tokens is, in this order: what the user gave; the model's own ``num_prefix_tokens``;
+    its learned tokens, by the names of the parameters. Where none of them says a number, and all tokens are
+    not one grid, the smallest number that leaves a grid is taken, and said to be not sure.
+
+    Patches have a grid only where the network made one of exactly so many places in this pass (a
+    convolution, pooling, cutting into patches); where it has shown none (patches cut in a way that nothing
+    shows), a grid of the image's shape is guessed, and said to be not sure.
     """
 
     def __init__(self, model: nn.Module, given: int | None = None) -> None:
         self.given = given
         self.declared: int | None = None
         self.source = ""
+        self.suffix, self.suffix_source = _learned(model, _SUFFIX_PARAMETERS)
+        self.queries = {
+            p.shape[-2] if p.ndim > 1 else 1: name
+            for name, p in model.named_parameters()
+            if any(part in _QUERIES for part in name.split("."))
+        }
+        self.unrolled = next(
+            (
+                name or type(m).__name__
+                for name, m in model.named_modules()
+                if "Unroll" in type(m).__name__ or hasattr(m, "unroll_schedule")
+            ),
+            None,
+        )
         if given is not None:
             self.declared, self.source = given, f"prefix_tokens={given} as asked for"
             return
@@ -51,45 +82,91 @@ class PrefixRule:
             if isinstance(count, int):
                 self.declared, self.source = count, f"num_prefix_tokens={count} of {name or 'the model'}"
                 return
-        learned = {
-            name: p.numel() // p.shape[-1]
-            for name, p in model.named_parameters()
-            if name.rpartition(".")[2] in _PREFIX_PARAMETERS and p.ndim >= 1 and p.shape[-1] > 0
-        }
-        if learned:
-            self.declared = sum(learned.values())
-            self.source = "the learned tokens " + ", ".join(f"{name} ({n})" for name, n in learned.items())
+        count, names = _learned(model, _PREFIX_PARAMETERS)
+        if count:
+            self.declared, self.source = count, f"the learned tokens {names}"
 
-    def split(self, tokens: int, image_size: tuple[int, int] | None) -> Split:
-        """Split ``tokens`` tokens of an image of ``image_size`` (height, width) pixels."""
-        if self.declared is not None:
-            if tokens <= self.declared:
-                return Split(tokens, None, f"all {tokens} are prefix tokens: {self.source}")
-            if grid := patch_grid(tokens - self.declared, image_size):
-                return Split(self.declared, grid, self.source)
-            if self.given is not None:
-                return Split(self.declared, None, f"{self.source}; the rest is no grid of the image's shape")
-            if grid := patch_grid(tokens, image_size):
-                return Split(0, grid, f"all {tokens} tokens form the grid {grid[0]} x {grid[1]}")
-        for prefix in range(min(_MOST_PREFIX_TOKENS, tokens - 1) + 1):
-            if grid := patch_grid(tokens - prefix, image_size):
+    def split(self, tokens: int, grids: Grids) -> Split:
+        """Split ``tokens`` tokens of a network that has made these grids in this pass."""
+        found = self._split(tokens, grids)
+        if self.unrolled and found.grid:
+            reason = f"{self.unrolled} keeps patches in another order than that of the image"
+            return Split(found.prefix, None, f"{found.decided}; {reason}: no grid")
+        return found
+
+    def _split(self, tokens: int, grids: Grids) -> Split:
+        if tokens in self.queries and self.given is None:
+            learned = f"as many tokens as learned queries ({self.queries[tokens]})"
+            return Split(0, None, f"{learned}: no patches", sure=grids.of(tokens) is None)
+        if self.declared is None:
+            return self._undeclared(tokens, grids)
+        if tokens <= self.declared:
+            return Split(tokens, None, f"all {tokens} are prefix tokens: {self.source}")
+        behind = f"; behind the patches {self.suffix_source}" if self.suffix else ""
+        for suffix in dict.fromkeys((self.suffix, 0)):
+            patches = tokens - self.declared - suffix
+            if patches > 0 and (grid := grids.of(patches)):
+                return Split(self.declared, grid, self.source + (behind if suffix else ""), suffix=suffix)
+        if self.given is None and (grid := grids.of(tokens)):  # CaiT, whose class token joins later
+            return Split(0, grid, f"all {tokens} tokens form the grid {in_words([grid])}")
+        patches = tokens - self.declared
+        if not grids.flat and not grids.volumes and (grid := patch_grid(patches, grids.image_size)):
+            return Split(self.declared, grid, f"{self.source}; the grid of the image's shape, guessed", False)
+        for count in (patches, tokens) if self.given is None else (patches,):
+            if volume := grids.volume_of(count):
+                prefix = tokens - count
+                what = f"{self.source}; " if prefix else ""
                 return Split(
-                    prefix, grid, f"{tokens} tokens = {prefix} + the grid {grid[0]} x {grid[1]} (probed)"
+                    prefix, None, f"{what}{in_words([volume])} patches of a video: no grid of one image"
                 )
-        declared = self.declared or 0
         return Split(
-            declared, None, (self.source or "no prefix token found") + "; no grid of the image's shape fits"
+            self.declared,
+            None,
+            f"{self.source}; {_no_grid(patches, grids)}",
+            sure=self.given is not None or patches == 1,
         )
 
+    def _undeclared(self, tokens: int, grids: Grids) -> Split:
+        if grid := grids.of(tokens):
+            return Split(0, grid, f"all {tokens} tokens form the grid {in_words([grid])}")
+        if volume := grids.volume_of(tokens):
+            return Split(0, None, f"{in_words([volume])} patches of a video: no grid of one image")
+        shown = bool(grids.flat or grids.volumes)
+        for prefix in range(min(_MOST_PREFIX_TOKENS, tokens - 1) + 1):
+            patches = tokens - prefix
+            grid = grids.of(patches) if shown else patch_grid(patches, grids.image_size)
+            if grid:
+                decided = f"{tokens} tokens = {prefix} + the grid {in_words([grid])} (probed: not sure)"
+                return Split(prefix, grid, decided, sure=False)
+        return Split(0, None, f"no prefix token found; {_no_grid(tokens, grids)}", sure=tokens == 1)
 
-def patch_grid(patches: int, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The (rows, columns) of ``patches`` patches of one stride on the image; None if there is no such grid.
 
-    Without an image size, the square grid.
-    """
+def _learned(model: nn.Module, names: tuple[str, ...]) -> tuple[int, str]:
+    """How many learned tokens have one of these names, and which they are."""
+    found: dict[str, int] = {}
+    most: dict[str, int] = {}
+    for name, p in model.named_parameters():
+        # Several of one kind (cls_token_0, cls_token_1) belong to as many branches (CrossViT).
+        kind = re.sub(r"_\d+$", "", name.rpartition(".")[2])
+        if kind in names and p.ndim >= 1 and p.shape[-1] > 0:
+            found[name] = p.numel() // p.shape[-1]
+            most[kind] = max(most.get(kind, 0), found[name])
+    return sum(most.values()), ", ".join(f"{name} ({n})" for name, n in found.items())
+
+
+def _no_grid(patches: int, grids: Grids) -> str:
+    if patches == 1:
+        return "one token"
+    made = in_words([*grids.volumes, *grids.flat][-3:])
+    if not made:
+        return f"{patches} tokens form no grid of the image's shape"
+    return f"{patches} tokens are none of the grids that the network made ({made}): a part of the patches, or none"
+
+
+def patch_grid(patches: int, image_size: Grid | None) -> Grid | None:
+    """The (rows, columns) of ``patches`` patches of one stride on the image; None if there is no such grid."""
     if image_size is None:
-        side = math.isqrt(patches)
-        return (side, side) if side * side == patches else None
+        return None
     height, width = image_size
     for stride in range(1, max(height, width) + 1):
         # A stem may round its output up or down at an edge that the stride does not divide.
@@ -101,9 +178,11 @@ def patch_grid(patches: int, image_size: tuple[int, int] | None) -> tuple[int, i
     return None
 
 
-def window_grid(tokens: int, module: nn.Module | None) -> tuple[int, int] | None:
-    """The (rows, columns) of one window: the module's ``window_size`` if that fits, else a square."""
+def window_grid(tokens: int, module: nn.Module, grids: Grids) -> Grid | None:
+    """The (rows, columns) of one window: the module's ``window_size`` if that fits, else as it was cut."""
     size = getattr(module, "window_size", None)
     if isinstance(size, tuple | list) and len(size) == 2 and size[0] * size[1] == tokens:
         return (int(size[0]), int(size[1]))
-    return patch_grid(tokens, None)
+    if isinstance(size, int) and size * size == tokens:
+        return (size, size)
+    return grids.window_of(tokens)

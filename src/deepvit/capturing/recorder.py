@@ -4,56 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from deepvit.capturing.axes import NotInOrder, Order, is_over_channels, order_of
 from deepvit.capturing.blocks import BlockNames
-from deepvit.capturing.frames import Frame, Frames, first_tensor
+from deepvit.capturing.frames import Frame, Frames
+from deepvit.capturing.layouts import Site, map_layout
 from deepvit.capturing.maps import aside, exact
-from deepvit.capturing.prefix import PrefixRule, Split, window_grid
-from deepvit.capturing.seen import (
-    AttentionConsumer,
-    Check,
-    MapLayout,
-    Seen,
-    Skipped,
-    TokenConsumer,
-    TokenLayout,
-)
-from deepvit.capturing.tokens import tokens_in_order
+from deepvit.capturing.options import Options
+from deepvit.capturing.outcome import notes_of, require_result
+from deepvit.capturing.prefix import PrefixRule
+from deepvit.capturing.seen import Check, MapLayout, Seen, Skipped
+from deepvit.capturing.spatial import Grids, Reads, first_tensor
+from deepvit.capturing.tokens import Known, TokenReader
 from deepvit.errors import UserError
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to capture; the arguments of :func:`deepvit.capture`."""
-
-    blocks: tuple[str, ...] | tuple[int, ...] | None
-    attention: bool
-    tokens: bool
-    qkv: bool
-    prefix_tokens: int | None
-    on_attention: AttentionConsumer | None
-    on_softmax: AttentionConsumer | None
-    on_tokens: TokenConsumer | None
-    on_mismatch: str
-
-
-@dataclass(frozen=True)
-class Site:
-    """An attention that is being computed and is wanted: where, and in which order its axes are."""
-
-    block: str
-    key: str
-    owner: Frame
-    order: Order
-
-    def arrange(self, t: Tensor) -> Tensor:
-        """Any tensor of this attention as [B * windows, heads, tokens, width]."""
-        return self.order.apply(t)
 
 
 class Recorder:
@@ -62,16 +29,18 @@ class Recorder:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.options = options
         self.seen = Seen()
-        asked = options.blocks or ()
-        self.named = [b for b in asked if isinstance(b, str)] or None
-        self.numbers = {b for b in asked if isinstance(b, int)} or None
+        self.named = options.names or None
+        self.numbers = options.numbers or None
         self.names = BlockNames(model, self.named)
         self.prefix = PrefixRule(model, options.prefix_tokens)
+        self.paused = False  # a fused module runs as the model has it: nobody looks
         self.frames = Frames(model, self._started, self._ended)
         self._first: nn.Module | None = None  # the module that begins each forward pass
         self._times: dict[str, int] = {}  # how often each key occurred in this pass
         self._blocks_now: list[str] = []  # attention blocks of this pass, in order
-        self._channels: dict[str, set[int]] = {}  # of each block's attention, by which a grid's axes are told
+        self.grids = Grids()
+        self.over_channels: dict[str, tuple[str, int]] = {}  # block: its attention, and rows of its map
+        self._reader = TokenReader(self.seen, self.prefix, self.grids, options.on_tokens, self.skip)
         self._open: str | None = None  # a block without a forward of its own, whose tokens are still to come
 
     # --- where ---
@@ -80,7 +49,7 @@ class Recorder:
         """Where the attention that runs now belongs; None (and noted) if it is not wanted or has no place.
 
         ``lead`` are the sizes of the map's leading axes; ``values`` [..., columns, width] is its V, if at
-        hand. Raises ``UserError`` for a map over channels.
+        hand. A map over channels has no place; that there was one is refused in the end.
         """
         stack = self.frames.stack
         owner = stack[-1] if stack else None
@@ -99,11 +68,10 @@ class Recorder:
         except NotInOrder as reason:
             self.skip(owner.name, shape, str(reason))
             return None
-        if values is not None and is_over_channels(order, rows, values, owner.shape):
-            raise UserError(
-                f"{owner.name}: its attention maps are over channels ({rows} x {columns} in each head), "
-                "not over tokens: they cannot be measured; choose others by blocks=[...] or another model"
-            )
+        if values is not None and self._is_over_channels(order, (rows, columns), values, owner):
+            self.over_channels.setdefault(block, (owner.name, rows))
+            self.skip(owner.name, shape, "its maps are over channels")
+            return None
         key = self.names.key_of(block, owner.name)
         count = self._times[key] = self._times.get(key, 0) + 1
         for frame in stack:
@@ -111,9 +79,25 @@ class Recorder:
                 frame.saw_attention = True
         if not self.names.is_called(block):
             self._open = block
-        widths = set() if values is None else {order.heads * values.shape[-1]}
-        self._channels[block] = widths | set((owner.shape or ())[-1:])
+        self._reader.known[block] = Known(
+            widths=set() if values is None else {order.heads * values.shape[-1]},
+            tokens_second=isinstance(owner.module, nn.MultiheadAttention) and not owner.module.batch_first,
+            windows=order.windows,
+            windowed=owner.shape
+            if owner.shape and owner.shape[1:3] == (order.windows, rows) and order.windows > 1
+            else None,
+        )
         return Site(block, key if count == 1 else f"{key}#{count}", owner, order)
+
+    def _is_over_channels(self, order: Order, shape: tuple[int, int], values: Tensor, owner: Frame) -> bool:
+        if owner.shape is None:
+            return False
+        last = len(owner.shape) == 3 or self._reads_of(owner.shape) == {len(owner.shape) - 1}
+        return is_over_channels(order, shape, values, owner.shape, self.seen.images, last)
+
+    def _reads_of(self, shape: tuple[int, ...]) -> set[int]:
+        """Which axes of a tensor of this shape layers have taken for channels, the nearest of them first."""
+        return next((f.reads[shape] for f in reversed(self.frames.stack) if shape in f.reads), set())
 
     def _wanted(self, block: str) -> bool:
         if block not in self._blocks_now:
@@ -197,36 +181,7 @@ class Recorder:
     def _layout(
         self, site: Site, rows: int, columns: int, width: int, source: str, measured: str
     ) -> MapLayout:
-        windows, size = site.order.windows, self.seen.image_size
-        if windows > 1:
-            query_grid, key_grid = (
-                window_grid(rows, site.owner.module),
-                window_grid(columns, site.owner.module),
-            )
-            query_prefix = key_prefix = 0
-            decided = f"windows, {windows} in each image, hold patches only"
-        else:
-            query, key = self.prefix.split(rows, size), self.prefix.split(columns, size)
-            query_prefix, query_grid = query.prefix, query.grid
-            key_prefix, key_grid = key.prefix, key.grid
-            decided = key.decided if query == key else f"queries: {query.decided}; keys: {key.decided}"
-        return MapLayout(
-            key=site.key,
-            block=site.block,
-            module=site.owner.name,
-            heads=site.order.heads,
-            queries=rows,
-            keys=columns,
-            head_dim=width,
-            windows=windows,
-            query_prefix=query_prefix,
-            key_prefix=key_prefix,
-            query_grid=query_grid,
-            key_grid=key_grid,
-            source=source,
-            measured=measured,
-            decided=decided,
-        )
+        return map_layout(site, (rows, columns), width, (source, measured), self.prefix, self.grids)
 
     # --- forward passes and tokens ---
 
@@ -236,7 +191,7 @@ class Recorder:
         if self._open is not None and not self._is_within(frame.name, self._open):
             block, self._open = self._open, None
             if tensor is not None:
-                self._tokens(block, tensor, f"input of {frame.name or 'the model'}")
+                self._tokens(block, tensor, f"input of {frame.name or 'the model'}", {})
 
     def _begin(self, module: nn.Module, tensor: Tensor | None) -> None:
         self._first = module
@@ -245,69 +200,34 @@ class Recorder:
         self._open = None
         self.seen.forwards += 1
         if tensor is None:
+            self.grids.begin(0, None)
             return
         self.seen.images = tensor.shape[0]
-        if tensor.ndim == 4:
-            self.seen.image_size = (tensor.shape[-2], tensor.shape[-1])
+        self.seen.image_size = (tensor.shape[-2], tensor.shape[-1]) if tensor.ndim == 4 else None
+        self.grids.begin(self.seen.images, self.seen.image_size)
 
     def _ended(self, frame: Frame, output: Any) -> None:
         if self._open is not None and self._is_within(self._open, frame.name):
             # The last block of its parent: what the parent returns is what left the block.
             block, self._open = self._open, None
             if (tensor := first_tensor(output)) is not None:
-                self._tokens(block, tensor, f"output of {frame.name or 'the model'}")
+                self._tokens(block, tensor, f"output of {frame.name or 'the model'}", {})
         if frame.saw_attention and (tensor := first_tensor(output)) is not None:
-            self._tokens(frame.name, tensor, f"output of {frame.name}")
+            self._tokens(frame.name, tensor, f"output of {frame.name}", frame.reads)
 
     @staticmethod
     def _is_within(name: str, ancestor: str) -> bool:
         return name == ancestor or not ancestor or name.startswith(ancestor + ".")
 
-    def _tokens(self, block: str, tensor: Tensor, read_from: str) -> None:
+    def _tokens(self, block: str, tensor: Tensor, read_from: str, reads: Reads) -> None:
         if not self.options.tokens:
             return
-        ordered = tokens_in_order(tensor, self.seen.images, self._channels.get(block, set()))
-        if isinstance(ordered, str):
-            self.skip(block, tensor.shape, f"tokens: {ordered}")
-            return
-        tokens, grid = ordered
-        split = self.prefix.split(tokens.shape[1], self.seen.image_size)
-        if grid is not None:
-            split = Split(0, grid, f"{read_from} is on the grid {grid[0]} x {grid[1]}")
-        layout = TokenLayout(
-            block, tokens.shape[1], tokens.shape[2], split.prefix, split.grid, read_from, split.decided
-        )
-        self.seen.token_layout[block] = layout
-        if self.options.on_tokens is not None:
-            with aside(tokens):
-                self.options.on_tokens(block, tokens.detach(), layout)
-        else:
-            # A copy: the next block may add to its input in place.
-            self.seen.tokens[block] = tokens.detach().clone()
-
-    # --- the end ---
+        shape = tuple(tensor.shape)
+        # Layers of the block itself say more than what ran before it, and that more than nothing.
+        axes = reads.get(shape) or self._reads_of(shape)
+        self._reader.read(block, tensor, read_from, axes)
 
     def finish(self) -> None:
         """Refuse a result that is empty or lacks what was asked for; in one line, with the reason."""
-        seen = self.seen
-        if not seen.forwards:
-            raise UserError("the model was not called inside the with block of capture")
-        if silent := [name for name in self.named or () if name not in seen.blocks]:
-            raise UserError(
-                f"blocks: {', '.join(silent)} had no attention; without blocks= all that have are found"
-            )
-        if not seen.blocks:
-            reasons = "; ".join(f"{s.module or 'the model'}: {s.reason} {s.shape}" for s in seen.skipped[:3])
-            raise UserError(
-                "no attention over tokens was found in this model"
-                + (f" (seen and left out: {reasons})" if reasons else "")
-                + ": it has none, or keeps it in compiled code or a kernel of its own"
-            )
-        if self.numbers is not None and (beyond := sorted(n for n in self.numbers if n >= len(seen.blocks))):
-            raise UserError(
-                f"blocks: {', '.join(map(str, beyond))} had no attention; the model's attention blocks are "
-                f"0 to {len(seen.blocks) - 1}: {seen.blocks[0]} to {seen.blocks[-1]}"
-            )
-        if self.options.attention and not seen.layout:
-            reasons = "; ".join(f"{s.module}: {s.reason}" for s in seen.skipped[:3])
-            raise UserError(f"attention was seen and could not be captured: {reasons}")
+        require_result(self.seen, self.options, self.over_channels)
+        self.seen.notes += notes_of(self.seen)

@@ -37,7 +37,8 @@ class MapLayout:
     key_grid: tuple[int, int] | None  # the same of the key patches; None where it could not be told
     source: str  # "scaled_dot_product_attention" | "softmax" | "multi_head_attention" | "reattention"
     measured: str  # in words: "softmax map", or "softmax map after linear, then multiplied by V"
-    decided: str  # in words: how prefix tokens and grid were told
+    decided: str  # in words: how prefix tokens and grid were told, or why there is no grid
+    sure: bool = True  # False where prefix tokens or grid are a guess, or nothing could be told
 
     @property
     def is_global_square(self) -> bool:
@@ -57,7 +58,14 @@ class TokenLayout:
     read_from: (
         str  # "output of blocks.0", or "input of transformer.layers.1.0" where the block is no called module
     )
-    decided: str  # in words: how prefix tokens and grid were told
+    decided: str  # in words: how prefix tokens and grid were told, or why there is no grid
+    suffix: int = 0  # how many of the N are no patches and come last (detection tokens of YOLOS)
+    sure: bool = True  # False where prefix tokens or grid are a guess, or nothing could be told
+
+    @property
+    def patches(self) -> slice:
+        """Which of the N tokens are patches: ``tokens[:, layout.patches]``."""
+        return slice(self.prefix, self.tokens - self.suffix)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from deepvit.capturing.fused import FusedModules
-from deepvit.capturing.recorder import Options, Recorder
+from deepvit.capturing.options import Options
+from deepvit.capturing.recorder import Recorder
 from deepvit.capturing.seen import AttentionConsumer, Seen, TokenConsumer
 from deepvit.capturing.watch import Watch
 from deepvit.errors import UserError
@@ -81,7 +82,7 @@ def capture(
     recorder = Recorder(model, options)
     recorder.seen.notes += _notes(model)
     watch = Watch(recorder)
-    fused = FusedModules(model, watch)
+    fused = FusedModules(model, recorder)
     try:
         fused.install()
         recorder.frames.install()
@@ -91,6 +92,7 @@ def capture(
         recorder.frames.remove()
         fused.remove()
         watch.follower.clear()
+    watch.differences.close()
     recorder.finish()
 
 

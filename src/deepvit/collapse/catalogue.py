@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deepvit.collapse.plan import Plan
+
 
 @dataclass(frozen=True)
 class MetricInfo:
@@ -69,7 +71,8 @@ _ENTRIES = [
     ),
     MetricInfo(
         "map_rank", "Effective rank of the attention maps", "patterns", 1.0, None, "low",
-        "exp of the entropy of the singular values, each divided by their sum",
+        "exp of the entropy of the singular values, each divided by their sum, of the map's queries: all, or "
+        f"{Plan.rank_rows} of them, evenly spaced (then at most {Plan.rank_rows})",
         "About how many different rows the map is made of; 1: all queries look at the same tokens.",
         "Roy & Vetterli 2007",
     ),

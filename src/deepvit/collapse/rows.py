@@ -35,7 +35,7 @@ class Row:
     @property
     def patches(self) -> int:
         """How many patch tokens leave the block; 0 when unknown or none."""
-        return 0 if self.tokens is None else self.tokens.tokens - self.tokens.prefix
+        return 0 if self.tokens is None else self.tokens.tokens - self.tokens.prefix - self.tokens.suffix
 
 
 def rows_of(seen: Seen, model: nn.Module, selected: Sequence[int] | None = None) -> list[Row]:

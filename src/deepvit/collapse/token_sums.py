@@ -66,14 +66,14 @@ class TokenSums:
         number = self.position.get(block)
         if number is None:
             return
-        patches = tokens[:, layout.prefix :]
+        patches = tokens[:, layout.patches]
         if not bool(patches.isfinite().all()):
             raise UserError(
                 f"{block}: its tokens are NaN or infinite; the model has diverged, or needs another precision"
             )
         before = self._before.pop(number, None)
         if before is not None and before.shape == tokens.shape:
-            self._add("change", number, change(before[:, layout.prefix :], patches))
+            self._add("change", number, change(before[:, layout.patches], patches))
         self._add("rank_one_distance", number, rank_one_distance(patches))
         self._add("high_norm_share", number, high_norm_share(patches))
         self._add("patch_similarity_signed", number, signed_patch_similarity(patches))
