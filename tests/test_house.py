@@ -17,8 +17,8 @@ ORDER = [
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}  # the public face of the package and the program's entry
 TORCH_ONLY = ("ops", "losses", "diagnostics/metrics")
-# These decide by module attributes and need no model library; our own operator is torch only as well.
-BELOW_DATA = {"diagnostics": {"errors", "files", "ops", "layers", "diagnostics"}}
+# These decide by module attributes; the registries of cures and losses say what answers a finding.
+BELOW_DATA = {"diagnostics": {"errors", "files", "ops", "layers", "losses", "cures", "diagnostics"}}
 LIGHTNING = ("training", "data/datamodule.py", "diagnostics/monitor.py")
 
 

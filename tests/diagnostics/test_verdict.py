@@ -9,7 +9,7 @@ from deepvit import cures
 from deepvit.diagnostics import diagnose
 from deepvit.diagnostics.catalogue import METRICS
 from deepvit.diagnostics.findings import find_stretch
-from deepvit.diagnostics.remedies import ANSWERS, block_range
+from deepvit.diagnostics.remedies import block_range, cures_for
 from deepvit.diagnostics.results import BlockFacts, Series
 from deepvit.diagnostics.verdict import decide
 
@@ -182,6 +182,7 @@ def test_block_ranges_are_the_syntax_of_the_block_option():
 
 
 def test_every_recommended_cure_exists():
-    named = {name for answers in ANSWERS.values() for name, _ in answers}
+    kinds = ("maps_alike", "uniform_maps", "sharp_maps", "patches_alike")
+    named = {cure.name for kind in kinds for cure in cures_for(kind, [1], [0, 1])}
     assert named <= set(cures.REGISTRY) | LOSSES
     assert set(METRICS) >= {"attention_similarity", "entropy", "patch_similarity"}
