@@ -57,7 +57,7 @@ def examine(name: str, cure: str) -> dict[str, Any]:
     with torch.no_grad():
         loaded_difference = (plain.eval()(images) - model(images)).abs().max().item()
     return {
-        "identity_at_start": cures.REGISTRY[cure].identity_at_start,
+        "identity_at_start": cures.CURES[cure].identity_at_start,
         "start": (start - before).abs().max().item(),
         "compiled": compiled_difference,
         "without_gradient": without,
@@ -71,7 +71,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--cures", nargs="+", default=tuple(cures.REGISTRY))
+    parser.add_argument("--cures", nargs="+", default=tuple(cures.CURES))
     parser.add_argument("--out", default="benchmarks/results/cures_full_size.json")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}

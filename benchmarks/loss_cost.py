@@ -17,7 +17,7 @@ import torch
 
 from deepvit.benchmarking.measure import against, in_turn, machine
 from deepvit.files import write_json
-from deepvit.losses import FORMS, PatchMix
+from deepvit.losses import LOSSES, PatchMix
 from deepvit.tasks.classification import criterion
 from deepvit.training.objective import Objective
 
@@ -46,7 +46,7 @@ def sides(name: str, images: int) -> dict[str, Callable[[], Any]]:
 
         return step
 
-    named = {loss: step_with(loss) for loss in FORMS}
+    named = {loss: step_with(loss) for loss in LOSSES}
     return {NONE: step_with(None), f"{NONE}, again": step_with(None), **named}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepvit import commands, recipes
+from deepvit import commands, cures, losses, recipes
 from deepvit.cli import values_of
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +28,15 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_python_examples_run(page: Path) -> None:
     found = blocks(page, "python")
     assert found
-    for code in found:
-        exec(compile(code, str(page), "exec"), {})
+    registries = (cures.CURES, losses.LOSSES)
+    before = [dict(registry) for registry in registries]
+    try:
+        for code in found:
+            exec(compile(code, str(page), "exec"), {})
+    finally:  # what an example adds is not there for the tests after it
+        for registry, entries in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(entries)
 
 
 def command_lines() -> list[tuple[str, str]]:

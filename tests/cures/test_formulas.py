@@ -227,7 +227,7 @@ def test_layerscale_paper_start_follows_the_depth(make):
 
 
 FUSED = [
-    name for name, cure in cures.REGISTRY.items() if not cure.needs_maps and name != "differential_attention"
+    name for name, cure in cures.CURES.items() if not cure.needs_maps and name != "differential_attention"
 ]
 
 

@@ -23,7 +23,7 @@ HAS_IT_ALREADY = {
     ("qk_norm", "qk_norm"),
 }
 CANNOT = HAS_IT_ALREADY | {("qk_norm", "differential_attention")}
-PAIRS = [(kind, cure) for kind in KINDS for cure in cures.REGISTRY]
+PAIRS = [(kind, cure) for kind in KINDS for cure in cures.CURES]
 POSSIBLE = [pair for pair in PAIRS if pair not in CANNOT]
 
 
@@ -45,7 +45,7 @@ def test_identity_at_start_as_the_registry_says(make, images, kind, cure, traini
     before = model(images)
     cures.apply(model, cure)
     distance = (model(images) - before).abs().max().item()
-    if cures.REGISTRY[cure].identity_at_start:
+    if cures.CURES[cure].identity_at_start:
         assert distance <= 1e-5
     else:
         assert distance > 1e-4
@@ -55,7 +55,7 @@ def test_identity_at_start_as_the_registry_says(make, images, kind, cure, traini
 @pytest.mark.parametrize(("kind", "cure"), POSSIBLE)
 def test_trains_copies_saves_and_loads(make, images, kind, cure, init):
     model = make(kind)
-    if init == "identity" and not cures.REGISTRY[cure].identity_at_start:
+    if init == "identity" and not cures.CURES[cure].identity_at_start:
         with pytest.raises(UserError, match=f"{cure} cannot start as the identity"):
             cures.apply(model, cure, init=init)
         return
@@ -91,7 +91,7 @@ TOGETHER = [
 
 
 def test_the_compiled_sets_hold_every_cure():
-    assert {wanted.name for names in TOGETHER for wanted in cures.parse(names)} == set(cures.REGISTRY)
+    assert {wanted.name for names in TOGETHER for wanted in cures.parse(names)} == set(cures.CURES)
 
 
 @pytest.mark.parametrize("names", TOGETHER)
@@ -130,7 +130,7 @@ def test_gradient_checkpointing(make, images, cure):
     torch.testing.assert_close(grads[0], grads[1])
 
 
-@pytest.mark.parametrize("cure", cures.REGISTRY)
+@pytest.mark.parametrize("cure", cures.CURES)
 def test_layer_decay_finds_every_new_parameter_in_its_block(make, cure):
     model = make()
     old = {name for name, _ in model.named_parameters()}
@@ -144,7 +144,7 @@ def test_layer_decay_finds_every_new_parameter_in_its_block(make, cure):
     assert len(grouped) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("cure", cures.REGISTRY)
+@pytest.mark.parametrize("cure", cures.CURES)
 def test_bfloat16_autocast(make, images, cure):
     model = cures.apply(make(), cure, init="paper").train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -166,7 +166,7 @@ def test_everything_that_goes_together(make, images):
 
 
 def test_half_precision_and_device_of_the_model_are_kept(make):
-    for cure in cures.REGISTRY:
+    for cure in cures.CURES:
         model = cures.apply(make().bfloat16(), cure)
         odd = {n for n, t in model.state_dict().items() if t.dtype == torch.float32}
         # Singular vectors, and timm's λ, are float32 on purpose.

@@ -17,8 +17,8 @@ ORDER = [
 ]  # fmt: skip
 FREE = {"__init__", "__main__"}  # the public face of the package and the program's entry
 TORCH_ONLY = ("ops", "losses", "collapse/metrics")
-# These decide by module attributes and need no model library; our own operator is torch only as well.
-_BELOW = {"errors", "files", "ops", "layers", "capturing", "collapse", "report"}
+# These decide by module attributes; the registries of cures and losses say what answers a finding.
+_BELOW = {"errors", "files", "ops", "layers", "losses", "cures", "capturing", "collapse", "report"}
 BELOW_DATA = {"capturing": _BELOW, "collapse": _BELOW, "report": _BELOW}
 LIGHTNING = ("training",)
 

@@ -188,7 +188,9 @@ def test_plainly_is_what_torch_computes():
     layer = ReAttention(HEADS * WIDTH, HEADS).double().eval()
     varied(layer.var_norm.double())
     x = torch.randn(1, TOKENS, HEADS * WIDTH).double()
-    q, k, v = (F.linear(x, w, b) for w, b in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True))
+    q, k, v = (
+        F.linear(x, w, b) for w, b in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
+    )
     maps = [
         torch.softmax(q[0, :, part] @ k[0, :, part].T / WIDTH**0.5, -1)
         for part in (slice(h * WIDTH, (h + 1) * WIDTH) for h in range(HEADS))

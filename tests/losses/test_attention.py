@@ -10,7 +10,7 @@ from torch import nn
 
 from deepvit.errors import UserError
 from deepvit.losses import AttentionInputs, attention_cosine
-from deepvit.losses.attention import head_mix
+from deepvit.losses.attention_inputs import head_mix
 
 B, H, N, D = 2, 3, 6, 4
 

@@ -47,7 +47,7 @@ def slow_contrastive(first, last, form):
                     for s in range(max(0, x - 3), min(GRID[1], x + 4))
                     if (r, s) != (y, x)
                 ]
-                scores.append(f[i] @ torch.stack(near).mean(0))
+                scores.append(f[i] @ torch.stack(near).sum(0) / 48)  # everywhere, as the official code has it
             values.append(-torch.log_softmax(torch.stack(scores), 0)[0])
     return torch.stack(values).mean()
 
@@ -84,7 +84,7 @@ def test_a_wide_grid_has_places_beyond_the_neighbourhood():
         for i in range(18):
             near = [j for j in range(18) if j != i and abs(j % 9 - i % 9) <= 3]
             others = [j for j in range(18) if j != i]
-            scores = torch.stack([f[i] @ h[i], f[i] @ h[others].mean(0), f[i] @ h[near].mean(0)])
+            scores = torch.stack([f[i] @ h[i], f[i] @ h[others].mean(0), f[i] @ h[near].sum(0) / 48])
             rows.append(-torch.log_softmax(scores, 0)[0])
     torch.testing.assert_close(value, torch.stack(rows).mean())
 
@@ -105,7 +105,16 @@ def test_contrastive_extremes():
     same = torch.randn(1, 1, 8).expand(1, 9, 8)
     assert patch_contrastive(same, same).item() == pytest.approx(math.log(2), abs=1e-4)
     assert patch_contrastive(same, same, "diverse_vit").item() == pytest.approx(math.log(2), abs=1e-5)
-    assert patch_contrastive(same, same, "official").item() == pytest.approx(math.log(3), abs=1e-4)
+    grid = same[:, :1].expand(2, 49, 8)
+    near = torch.tensor(
+        [
+            [(min(y, 3) + min(6 - y, 3) + 1) * (min(x, 3) + min(6 - x, 3) + 1) - 1 for x in range(7)]
+            for y in range(7)
+        ]
+    )
+    length = grid[0, 0].square().sum()
+    expected = torch.log(2 + torch.exp(length * (near.flatten() / 48 - 1))).mean()
+    assert patch_contrastive(grid, grid, "official").item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 LOSSES = {

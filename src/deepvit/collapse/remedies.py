@@ -4,47 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deepvit import cures, losses
 from deepvit.collapse.results import Cure
-
-# Kind of finding: (name as in `deepvit list cures` or of a loss, what it does), in the order to try them.
-ANSWERS: dict[str, tuple[tuple[str, str], ...]] = {
-    "maps_alike": (
-        ("reattention", "mixes the heads, which still differ, into maps of their own in each block"),
-        ("talking_heads", "mixes heads before and after the softmax, for the same reason at less change"),
-        ("value_residual", "gives deep blocks the first block's values to work on, so equal maps lose less"),
-    ),
-    "uniform_maps": (
-        ("attnscale", "amplifies the part of each map that is not uniform"),
-        ("centred_attention", "takes the uniform part out of the attention output"),
-        ("featscale", "reweights the mean of the tokens against what tells them apart"),
-    ),
-    "sharp_maps": (
-        ("qk_norm", "normalises queries and keys, which bounds the scores"),
-        ("sigma_reparam", "bounds the spectral norm of the weights, so that scores cannot run away"),
-    ),
-    "patches_alike": (
-        (
-            "patch_cosine",
-            "a loss on the last block's patches that keeps them apart; no change to the network",
-        ),
-        (
-            "patch_contrastive",
-            "a loss that ties each patch of the last block to its own input, not to the others",
-        ),
-        ("contranorm", "pushes tokens apart after attention"),
-        ("neutreno", "feeds back what smoothing took from the values"),
-        ("featscale", "raises what tells tokens apart against their mean"),
-        ("layerscale", "lets each branch start small, so that deep blocks smooth less"),
-    ),
-}
 
 
 def cures_for(kind: str, blocks: Sequence[int], indices: Sequence[int]) -> list[Cure]:
-    """Cures that answer a finding of this kind in these blocks; ``indices`` are all blocks of the network."""
-    return [
-        Cure(name, "all" if name.startswith("patch_") else block_range(blocks, indices), why)
-        for name, why in ANSWERS.get(kind, ())
-    ]
+    """Losses and cures that answer a finding of this kind in these blocks, as their registries say; ``indices`` are
+    all blocks of the network."""
+    own = [Cure(name, "all", why) for name, why in losses.answering(kind)]
+    place = block_range(blocks, indices)
+    return own + [Cure(name, place, why) for name, why in cures.answering(kind)]
 
 
 def block_range(blocks: Sequence[int], indices: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import SOFTMAX_ATTENTION, add_part, attention_of, like, split_values
 
 
@@ -89,5 +89,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
-    excludes=frozenset({"reattention", "talking_heads", "centred_attention", "differential_attention"}),
+    slots=frozenset({"map"}),
+    helps="uniform maps, alike patches",
+    answers={
+        "uniform_maps": "amplifies the part of each map that is not uniform",
+    },
 )

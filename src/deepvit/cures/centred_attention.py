@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deepvit.cures.attnscale import MeanFromValues
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import SOFTMAX_ATTENTION, attention_of, like
 
 
@@ -66,5 +66,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
-    excludes=frozenset({"reattention", "talking_heads", "attnscale", "differential_attention"}),
+    slots=frozenset({"map"}),
+    helps="uniform maps, alike patches",
+    answers={
+        "uniform_maps": "takes the uniform part out of the attention output",
+    },
 )

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import add_part, blocks_of, like
 from deepvit.errors import UserError
 
@@ -78,4 +78,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
+    slots=frozenset({"tokens after attention"}),
+    helps="alike patches",
+    answers={
+        "patches_alike": "pushes tokens apart after attention",
+    },
 )

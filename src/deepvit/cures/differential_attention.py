@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from timm.layers import DiffAttention
 from torch import nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import blocks_of, like, plain_attention
 from deepvit.errors import UserError
 
@@ -68,5 +68,6 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=False,
-    excludes=frozenset({"reattention", "talking_heads", "attnscale", "centred_attention", "neutreno"}),
+    slots=frozenset({"map", "attention output"}),
+    helps="noisy maps",
 )

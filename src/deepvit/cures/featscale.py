@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import add_part, blocks_of, like
 
 
@@ -59,4 +59,10 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
+    slots=frozenset({"tokens after the block"}),
+    helps="uniform maps, alike patches",
+    answers={
+        "uniform_maps": "reweights the mean of the tokens against what tells them apart",
+        "patches_alike": "raises what tells tokens apart against their mean",
+    },
 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from timm.layers import LayerScale
 from torch import nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import blocks_of, like
 from deepvit.errors import UserError
 
@@ -68,4 +68,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
+    slots=frozenset({"branch gain"}),
+    helps="depth that does not train",
+    answers={
+        "patches_alike": "lets each branch start small, so that deep blocks smooth less",
+    },
 )

@@ -21,9 +21,9 @@ import torch
 from timm.layers import Attention, AttentionRope
 from torch import Tensor, nn
 
+from deepvit.cures.cure import Cure
 from deepvit.cures.first_values import FirstValues, attach
 from deepvit.cures.reattention import GatedReAttention
-from deepvit.cures.registry import Cure
 from deepvit.cures.talking_heads import TalkingHeads
 from deepvit.cures.target import add_part, like, split_values
 from deepvit.errors import UserError
@@ -86,5 +86,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
-    excludes=frozenset({"value_residual", "differential_attention"}),
+    slots=frozenset({"first values", "attention output"}),
+    helps="alike patches",
+    answers={
+        "patches_alike": "feeds back what smoothing took from the values",
+    },
 )

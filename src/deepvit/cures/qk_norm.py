@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from timm.layers import LayerNorm, RmsNorm
 from torch import nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import blocks_of, like
 from deepvit.errors import UserError
 
@@ -63,4 +63,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=False,
+    slots=frozenset({"queries and keys"}),
+    helps="maps that are too sharp",
+    answers={
+        "sharp_maps": "normalises queries and keys, which bounds the scores",
+    },
 )

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepvit import ops
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import attention_of, blocks_of, like
 from deepvit.errors import UserError
 from deepvit.layers import ReAttention
-from deepvit.losses.attention import head_mix
+from deepvit.losses.attention_inputs import head_mix
 
 
 class GatedReAttention(ReAttention):
@@ -161,5 +161,9 @@ CURE = Cure(
     put=put,
     needs_maps=True,
     identity_at_start=True,
-    excludes=frozenset({"talking_heads", "attnscale", "centred_attention", "differential_attention"}),
+    slots=frozenset({"map"}),
+    helps="maps that repeat",
+    answers={
+        "maps_alike": "mixes the heads, which still differ, into maps of their own in each block",
+    },
 )

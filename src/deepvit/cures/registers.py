@@ -19,7 +19,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import like
 from deepvit.errors import UserError
 
@@ -67,5 +67,7 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=False,
+    slots=frozenset({"prefix tokens"}),
+    helps="outlier patches",
     per_block=False,
 )

@@ -1,62 +1,65 @@
-"""What a cure is: the record that each cure's file fills in."""
+"""All cures by name. A new one is a file beside this one and a line in ``FILES``."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
 
-from torch import nn
-
+from deepvit.cures.cure import Cure
 from deepvit.errors import UserError
 
-INITS = ("identity", "paper")
+# In the order in which they are put in and recommended: replacements of attention before additions to it, what
+# changes values before what reads them.
+FILES = (
+    "reattention",
+    "talking_heads",
+    "differential_attention",
+    "value_residual",
+    "attnscale",
+    "centred_attention",
+    "contranorm",
+    "neutreno",
+    "featscale",
+    "layerscale",
+    "qk_norm",
+    "sigma_reparam",
+    "registers",
+)
+
+CURES: dict[str, Cure] = {}
 
 
-@dataclass(frozen=True)
-class Cure:
-    """One change to a Vision Transformer.
+def register(cure: Cure) -> Cure:
+    """Add a cure to those that ``apply``, ``--cures``, lists and reports know; returns it.
 
-    Attributes:
-        name: as in ``--cures``.
-        mechanism: what it does, one line with the formula.
-        source: paper, or whose form.
-        options: dataclass of its options, all with defaults. A field ``init`` means that the cure has two
-            starts: "identity" (the default: the network computes what it did) and "paper" (the source's own
-            initial values, for training from scratch).
-        put: puts it into the given blocks of a model; raises UserError when the model cannot take it.
-        needs_maps: attention maps must be formed, so fused attention cannot be used.
-        identity_at_start: with its default options the network's function is unchanged at first.
-        excludes: names of cures that cannot be in the same block.
-        per_block: False for a change to the whole model, which takes no blocks.
+    A network with a cure of your own is rebuilt from its record only where the cure is registered again. Raises
+    UserError for a name that is taken.
     """
+    if cure.name in CURES:
+        raise UserError(f"there is a cure {cure.name!r} already; give yours another name")
+    CURES[cure.name] = cure
+    return cure
 
-    name: str
-    mechanism: str
-    source: str
-    options: type[Any]
-    put: Callable[[nn.Module, list[int], Any], None]
-    needs_maps: bool
-    identity_at_start: bool
-    excludes: frozenset[str] = frozenset()
-    per_block: bool = True
 
-    def make_options(self, given: dict[str, Any]) -> Any:
-        """The options object; raises UserError for an option or a start that the cure does not have."""
-        known = {field.name for field in dataclasses.fields(self.options)}
-        given = dict(given)
-        if given.get("init") in INITS and "init" not in known:
-            # It has one start, its source's; what may be asked hangs on whether that is the identity too.
-            init = given.pop("init")
-            if init == "identity" and not self.identity_at_start:
-                raise UserError(f"{self.name} cannot start as the identity: it changes the function at once")
-        unknown = sorted(set(given) - known)
-        if unknown:
-            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            raise UserError(f"{self.name} has no option {unknown[0]!r}; {has}")
-        options = self.options(**given)
-        init = getattr(options, "init", "identity")
-        if init not in INITS:
-            raise UserError(f"{self.name}: init={init!r}: choose {' or '.join(INITS)}")
-        return options
+for _file in FILES:
+    register(import_module(f"deepvit.cures.{_file}").CURE)
+
+
+def answering(finding: str) -> list[tuple[str, str]]:
+    """Cures that answer a kind of finding of a collapse report, as (name, how), in the order to try them."""
+    return [(cure.name, cure.answers[finding]) for cure in CURES.values() if finding in cure.answers]
+
+
+def table() -> list[dict[str, str]]:
+    """One row a cure: name, mechanism, what it helps with, whether it needs the maps and starts as the
+    identity, source."""
+    return [
+        {
+            "name": cure.name,
+            "mechanism": cure.mechanism,
+            "helps with": cure.helps,
+            "needs the maps": "yes" if cure.needs_maps else "no",
+            "identity at start": "yes" if cure.identity_at_start else "no",
+            "source": cure.source,
+        }
+        for cure in CURES.values()
+    ]

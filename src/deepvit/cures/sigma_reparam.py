@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import blocks_of
 from deepvit.errors import UserError
 
@@ -118,4 +118,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
+    slots=frozenset({"weights"}),
+    helps="maps that are too sharp",
+    answers={
+        "sharp_maps": "bounds the spectral norm of the weights, so that scores cannot run away",
+    },
 )

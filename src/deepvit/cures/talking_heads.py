@@ -20,7 +20,7 @@ import torch
 from timm.models.cait import TalkingHeadAttn
 from torch import Tensor, nn
 
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
 from deepvit.cures.target import blocks_of, like, plain_attention
 from deepvit.errors import UserError
 
@@ -79,5 +79,9 @@ CURE = Cure(
     put=put,
     needs_maps=True,
     identity_at_start=True,
-    excludes=frozenset({"reattention", "attnscale", "centred_attention", "differential_attention"}),
+    slots=frozenset({"map"}),
+    helps="maps that repeat",
+    answers={
+        "maps_alike": "mixes heads before and after the softmax, for the same reason at less change",
+    },
 )

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepvit.cures.cure import Cure
 from deepvit.cures.first_values import FirstValues, attach
 from deepvit.cures.reattention import GatedReAttention
-from deepvit.cures.registry import Cure
 from deepvit.cures.talking_heads import TalkingHeads
 from deepvit.cures.target import VALUE_ATTENTION, add_part, like, split_values
 
@@ -67,5 +67,9 @@ CURE = Cure(
     put=put,
     needs_maps=False,
     identity_at_start=True,
-    excludes=frozenset({"neutreno"}),
+    slots=frozenset({"first values"}),
+    helps="alike patches, maps that repeat",
+    answers={
+        "maps_alike": "gives deep blocks the first block's values to work on, so equal maps lose less",
+    },
 )

@@ -177,7 +177,17 @@ class ReAttention(nn.Module):
                     if norm.momentum is None:
                         momentum = 1.0 / float(counted)
                 y = normalised_by_batch(
-                    maps, v, weight, bias, norm.weight, norm.bias, mean, var, momentum, norm.eps, self.output_scale
+                    maps,
+                    v,
+                    weight,
+                    bias,
+                    norm.weight,
+                    norm.bias,
+                    mean,
+                    var,
+                    momentum,
+                    norm.eps,
+                    self.output_scale,
                 )
             else:
                 y = normalised_by_running(

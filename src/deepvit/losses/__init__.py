@@ -8,25 +8,36 @@ computes in.
 
 from __future__ import annotations
 
-from deepvit.losses.attention import AttentionInputs, attention_cosine
-from deepvit.losses.collect import FORMS, PAPER_WEIGHTS, Diversity, check_weights
-from deepvit.losses.diversity import patch_contrastive, patch_cosine, patch_tokens
-from deepvit.losses.mixing import MixedBatch, PatchHead, PatchLabels, PatchMix, patch_mixing, soft_labels
+from deepvit.losses.attention import attention_cosine
+from deepvit.losses.attention_inputs import AttentionInputs
+from deepvit.losses.collect import Diversity, check_weights
+from deepvit.losses.contrastive import patch_contrastive
+from deepvit.losses.cosine import patch_cosine
+from deepvit.losses.loss import Loss, Seen
+from deepvit.losses.mixing import PatchHead, patch_mixing
+from deepvit.losses.patch_mix import MixedBatch, PatchLabels, PatchMix, soft_labels
+from deepvit.losses.registry import LOSSES, PAPER_WEIGHTS, answering, register, table
+from deepvit.losses.tokens import patch_tokens
 
 __all__ = [
-    "FORMS",
+    "LOSSES",
     "PAPER_WEIGHTS",
     "AttentionInputs",
     "Diversity",
+    "Loss",
     "MixedBatch",
     "PatchHead",
     "PatchLabels",
     "PatchMix",
+    "Seen",
+    "answering",
     "attention_cosine",
     "check_weights",
     "patch_contrastive",
     "patch_cosine",
     "patch_mixing",
     "patch_tokens",
+    "register",
     "soft_labels",
+    "table",
 ]

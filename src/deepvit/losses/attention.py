@@ -12,33 +12,17 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from deepvit.errors import UserError
+from deepvit.losses.attention_inputs import AttentionInputs
+from deepvit.losses.loss import Loss, Seen
 from deepvit.losses.precision import full, no_autocast
 
-ATTENTION_FORMS = ("columns", "official")
+OFFICIAL_PAIRS = 12
 # Images a sweep: their maps stay in the cache, which matters more than the size of the products.
 CHUNK = 1
-
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """What a block's maps are made from, so that they need not be kept.
-
-    Attributes:
-        q, k: [B, H, N, d], after any qk-norm.
-        scale: the softmax is taken of scale · q kᵀ.
-        mix: for blocks that change the maps after the softmax: maps [B, H, N, N] to maps (may use the whole
-            batch, as Re-attention's batch norm does). None for plain attention.
-    """
-
-    q: Tensor
-    k: Tensor
-    scale: float
-    mix: Callable[[Tensor], Tensor] | None = None
 
 
 def attention_cosine(
@@ -59,8 +43,7 @@ def attention_cosine(
     A zero column has cosine 0. Returns a scalar; raises UserError for an unknown form, fewer than two blocks,
     or maps of different shapes.
     """
-    if form not in ATTENTION_FORMS:
-        raise UserError(f"attention_cosine has no form {form!r}; choose from {', '.join(ATTENTION_FORMS)}")
+    LOSS.check_form(form)
     if len(maps) < 2:
         raise UserError(f"attention_cosine compares neighbouring blocks and was given {len(maps)}")
     shapes = {tuple(m.shape[:3]) if isinstance(m, Tensor) else tuple(m.q.shape[:3]) for m in maps}
@@ -149,26 +132,49 @@ class _ValueAndGradient(torch.autograd.Function):
         return None, *(None if g is None else g * upstream[0].to(g.dtype) for g in ctx.saved_tensors)
 
 
-def head_mix(
-    theta: Tensor,
-    theta_bias: Tensor | None,
-    norm: torch.nn.modules.batchnorm._BatchNorm | None,
-) -> Callable[[Tensor], Tensor]:
-    """Re-attention's change of the maps: Θ over heads, then the batch norm without touching its running
-    statistics.
+@dataclass(frozen=True)
+class Options:
+    """Options of the attention cosine."""
 
-    ``theta`` is [H, H] or a 1×1 convolution's [H, H, 1, 1]. For ``AttentionInputs.mix``.
-    """
-    theta = theta.flatten(1)
+    blocks: tuple[int, ...] | None = None
+    """Block numbers; by default the last four ("columns") or the first thirteen, twelve pairs ("official")."""
+    images: float = 0.25
+    """Share of a batch's images that are looked at, drawn anew each step (at least one image)."""
 
-    def mix(maps: Tensor) -> Tensor:
-        mixed = torch.einsum("hg,bgmn->bhmn", theta.to(maps.dtype), maps)
-        if theta_bias is not None:
-            mixed = mixed + theta_bias.to(maps.dtype)[:, None, None]
-        if norm is None:
-            return mixed
-        training = norm.training or norm.running_mean is None
-        mean, var = (None, None) if training else (norm.running_mean, norm.running_var)
-        return F.batch_norm(mixed, mean, var, norm.weight, norm.bias, training, 0.0, norm.eps)
+    def __post_init__(self) -> None:
+        if not 0 < self.images <= 1:
+            raise UserError(f"attention_images={self.images}: must be above 0 and at most 1")
 
-    return mix
+
+def check(form: str, options: Options, depth: int) -> list[int]:
+    """The blocks that are compared; raises UserError for options that do not fit a network of that depth."""
+    blocks = options.blocks
+    if blocks is None:
+        official = form == "official"
+        blocks = tuple(range(min(OFFICIAL_PAIRS + 1, depth)) if official else range(max(0, depth - 4), depth))
+    if len(blocks) < 2:
+        raise UserError(f"attention_cosine compares neighbouring blocks and was given {list(blocks)}")
+    for number in blocks:
+        if not 0 <= number < depth:
+            raise UserError(
+                f"attention_cosine: there is no block {number} in {depth} blocks (0 to {depth - 1})"
+            )
+    return sorted(blocks)
+
+
+def compute(seen: Seen, form: str, options: Options) -> Tensor:
+    """The loss of a watched forward pass; the official code's keeps the class token's row and column."""
+    maps, prefix = seen.attention(options.images)
+    return attention_cosine(maps, form, prefix_tokens=0 if form == "official" else prefix)
+
+
+LOSS = Loss(
+    name="attention_cosine",
+    formula="mean cosine between the maps of neighbouring blocks",
+    source="DeepViT, Zhou et al. 2021, arXiv 2103.11886 (its 32-block recipe)",
+    forms={"columns": frozenset({"attention"}), "official": frozenset({"attention"})},
+    compute=compute,
+    helps="maps that repeat",
+    options=Options,
+    check=check,
+)

@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from deepvit.errors import UserError
-from deepvit.losses.attention import AttentionInputs, head_mix
+from deepvit.losses.attention_inputs import AttentionInputs, head_mix
+from deepvit.losses.tokens import patch_tokens
+
+# Blocks after the others in which the class token alone attends (CaiT's and XCiT's names).
+CLASS_BLOCKS = ("blocks_token_only", "cls_attn_blocks")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Places:
         norm: the final norm over tokens, or None when the model has none there.
         embed: the patch embedding, or None.
         prefix: number of class and register tokens before the patches.
+        late: these tokens join after ``blocks`` (CaiT, XCiT), so that only the final norm sees them.
     """
 
     blocks: tuple[str, ...]
@@ -37,6 +44,11 @@ class Places:
     norm: str | None
     embed: str | None
     prefix: int
+    late: bool = False
+
+    def prefix_at(self, name: str) -> int:
+        """How many class and register tokens come before the patches in this module's output."""
+        return 0 if name == self.embed or (self.late and name != self.norm) else self.prefix
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -68,13 +80,15 @@ def find_places(model: nn.Module, first: str | None = None, last: str | None = N
         )
     norm = getattr(model, "norm", None)
     has_norm = isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
+    late = any(isinstance(getattr(model, name, None), nn.ModuleList) for name in CLASS_BLOCKS)
     return Places(
         blocks=blocks,
         first=first or blocks[0],
         last=last or blocks[-1],
         norm="norm" if has_norm and last is None else None,
         embed="patch_embed" if "patch_embed" in modules else None,
-        prefix=int(getattr(model, "num_prefix_tokens", 0) or 0),
+        prefix=max(int(getattr(model, "num_prefix_tokens", 0) or 0), int(late)),
+        late=late,
     )
 
 
@@ -87,7 +101,11 @@ def _blocks(model: nn.Module) -> tuple[str, ...]:
     else:
         return ()
     assert isinstance(holder, nn.Module)
-    named = [(f"{path}.{name}", block) for name, block in holder.named_children()]
+    children = list(holder.named_children())
+    if children and isinstance(children[-1][1], (nn.Sequential, nn.ModuleList)):
+        # Stages that hold their blocks directly (Twins): tokens are the last one's.
+        path, children = f"{path}.{children[-1][0]}", list(children[-1][1].named_children())
+    named = [(f"{path}.{name}", block) for name, block in children]
     # A convolutional network may call its stages "blocks" too; attention is what tells them apart.
     if not all(
         any(part.split(".")[-1].startswith("attn") for part, _ in b.named_modules()) for _, b in named
@@ -103,6 +121,7 @@ class Taken:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     queries: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, Tensor] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
 
 
 class Switch:
@@ -122,15 +141,45 @@ class _Hook:
     def __init__(self, switch: Switch, kind: str, name: str) -> None:
         self.switch, self.kind, self.name = switch, kind, name
 
-    def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+    def __call__(self, module: nn.Module, inputs: object, given: dict[str, Any], output: Any) -> None:
         taken = self.switch.taken
-        if taken is not None:
-            getattr(taken, self.kind)[self.name] = output
+        if taken is None or _recomputing():
+            return
+        if given.get("attn_mask") is not None:
+            raise UserError(
+                f"diversity losses would count the padding as patches: {self.name} was given a mask; watch batches "
+                "without padding"
+            )
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"{self.name} ({type(module).__name__}) returns a {type(output).__name__}, not one tensor of tokens; "
+                "name other modules with first= and last="
+            )
+        getattr(taken, self.kind)[self.name] = output
 
 
-def listen(model: nn.Module, outputs: set[str], attention: list[str]) -> tuple[Switch, list[RemovableHandle]]:
-    """Hook the named modules' outputs and the named attention modules' queries and keys; off until switched
-    on.
+class _Images:
+    """A hook before the model that keeps what it was called with while the switch is on."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+        taken = self.switch.taken
+        if taken is not None and not _recomputing():
+            taken.images.update(inputs=inputs, given=given)
+
+
+def _recomputing() -> bool:
+    """Whether this is gradient checkpointing's second look, whose tensors are outside the graph of the first."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def listen(
+    model: nn.Module, outputs: set[str], attention: list[str], *, images: bool = False
+) -> tuple[Switch, list[RemovableHandle]]:
+    """Hook the named modules' outputs and the named attention modules' queries and keys, and with ``images`` what
+    the model is called with; off until switched on.
 
     The hooks stay on the model, since ``torch.compile`` does not see hooks that come after its first trace;
     the switch is what a compiled model is guarded on. A deep copy of the model gets a switch of its own.
@@ -140,34 +189,32 @@ def listen(model: nn.Module, outputs: set[str], attention: list[str]) -> tuple[S
     places += [("queries", name, f"{name}.q_norm") for name in attention]
     places += [("keys", name, f"{name}.k_norm") for name in attention]
     handles = [
-        model.get_submodule(path).register_forward_hook(_Hook(switch, kind, name))
+        model.get_submodule(path).register_forward_hook(_Hook(switch, kind, name), with_kwargs=True)
         for kind, name, path in places
     ]
+    if images:
+        handles.append(model.register_forward_pre_hook(_Images(switch), with_kwargs=True))
     return switch, handles
 
 
-def check_attention(model: nn.Module, names: list[str]) -> None:
+def check_attention(model: nn.Module, names: list[str], loss: str) -> None:
     """Raise UserError unless each named attention module's maps follow from its queries and keys alone."""
     for name in names:
         attn = dict(model.named_modules()).get(name)
         kind = type(attn).__name__
         if attn is None or not all(hasattr(attn, part) for part in ("q_norm", "k_norm", "scale")):
             raise UserError(
-                f"attention_cosine cannot read {name} ({kind if attn is not None else 'missing'}): it has no "
-                "q_norm, k_norm and scale; leave attention_cosine out for this model"
+                f"{loss} cannot read {name} ({kind if attn is not None else 'missing'}): it has no "
+                f"q_norm, k_norm and scale; leave {loss} out for this model"
             )
         if "rope" in inspect.signature(attn.forward).parameters or hasattr(
             attn, "relative_position_bias_table"
         ):
-            raise UserError(
-                f"attention_cosine cannot read {name} ({kind}): positions enter after its queries and keys"
-            )
+            raise UserError(f"{loss} cannot read {name} ({kind}): positions enter after its queries and keys")
         if hasattr(attn, "proj_l"):
-            raise UserError(
-                f"attention_cosine cannot read {name} ({kind}): it mixes heads before the softmax"
-            )
+            raise UserError(f"{loss} cannot read {name} ({kind}): it mixes heads before the softmax")
         if hasattr(attn, "lambda_init"):
-            raise UserError(f"attention_cosine cannot read {name} ({kind}): its map is a difference of two")
+            raise UserError(f"{loss} cannot read {name} ({kind}): its map is a difference of two")
 
 
 def attention_inputs(model: nn.Module, name: str, taken: Taken, images: Tensor | None) -> AttentionInputs:
@@ -184,3 +231,30 @@ def attention_inputs(model: nn.Module, name: str, taken: Taken, images: Tensor |
     scale = attn.scale
     assert isinstance(scale, float)
     return AttentionInputs(q, k, scale, mix)
+
+
+def patches_of(model: nn.Module, places: Places, name: str, tokens: Tensor) -> Tensor:
+    """The patch tokens [B, N, C] in the output of one of the places.
+
+    Raises UserError where the output's axes, or its number of class and register tokens, are not what the model
+    says: a wrong guess would put a class token among the patches, or leave a patch out.
+    """
+    kind, prefix = type(model).__name__, places.prefix_at(name)
+    widths = {getattr(model, key, None) for key in ("num_features", "embed_dim")}
+    if tokens.ndim == 4 and tokens.shape[-1] not in widths and tokens.shape[1] in widths:
+        raise UserError(
+            f"{kind}: {name} gives {list(tokens.shape)}, channels first; diversity losses take tokens [B, N, C] or "
+            "[B, h, w, C]"
+        )
+    embed = getattr(model, "patch_embed", None)
+    patches = getattr(embed, "num_patches", None)
+    fixed = getattr(embed, "strict_img_size", True) and not getattr(model, "dynamic_img_size", False)
+    if tokens.ndim == 3 and isinstance(patches, int) and fixed:
+        extra = tokens.shape[1] - patches
+        # Fewer tokens than patches is a later stage, or patches that were dropped in training.
+        if extra >= 0 and extra != prefix:
+            raise UserError(
+                f"{kind}: {name} gives {tokens.shape[1]} tokens for {patches} patches, which is not the {prefix} class "
+                "and register tokens that the model says; diversity losses cannot tell which are patches"
+            )
+    return patch_tokens(tokens, prefix)

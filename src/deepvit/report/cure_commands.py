@@ -5,9 +5,7 @@ from __future__ import annotations
 import shlex
 
 from deepvit.collapse.results import Cure, Measurements
-
-LOSSES = frozenset({"patch_cosine", "patch_contrastive", "patch_mixing", "attention_cosine"})
-"""Cures that are losses: they change the objective of training, not the network."""
+from deepvit.losses import LOSSES
 
 
 def cure_rows(result: Measurements) -> list[dict[str, str]]:

@@ -1,10 +1,10 @@
-"""Losses that keep a network's patch tokens different from one another.
+"""Contrastive loss: a late patch token should match the early token of its own place best.
 
 Shapes: B images, N patch tokens, C channels. Tokens come as [B, N, C] or, from windowed networks, as a grid
 [B, h, w, C]. All arithmetic is in float32 (float64 stays float64), also under autocast.
 
 Sources: Gong et al. 2021, "Vision Transformers with Patch Diversification" (arXiv 2104.12753), here "the
-paper"; its official code, whose forms differ; and Diverse-ViT (Chen et al. 2022, arXiv 2203.06345, MIT
+paper"; its official code, whose form differs; and Diverse-ViT (Chen et al. 2022, arXiv 2203.06345, MIT
 licence).
 """
 
@@ -17,57 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepvit.errors import UserError
+from deepvit.losses.loss import Loss, Seen
 from deepvit.losses.precision import full, no_autocast, unit
+from deepvit.losses.tokens import patch_tokens
 
-COSINE_FORMS = ("paper", "diverse_vit")
-CONTRASTIVE_FORMS = ("paper", "official", "diverse_vit")
 NEIGHBOURHOOD = 7
-
-
-def patch_tokens(tokens: Tensor, prefix_tokens: int = 0) -> Tensor:
-    """The patch tokens [B, N, C] of [B, prefix + N, C], or of a grid [B, h, w, C] (which has no prefix
-    tokens).
-
-    Raises UserError for any other number of axes, or when nothing is left after the prefix.
-    """
-    if tokens.ndim == 4:
-        tokens = tokens.flatten(1, 2)
-        prefix_tokens = 0
-    if tokens.ndim != 3:
-        raise UserError(f"patch tokens must be [B, N, C] or [B, h, w, C], not {list(tokens.shape)}")
-    if tokens.shape[1] <= prefix_tokens:
-        raise UserError(f"{tokens.shape[1]} tokens with prefix_tokens={prefix_tokens} leave no patch token")
-    return tokens[:, prefix_tokens:]
-
-
-def _check_form(loss: str, form: str, forms: tuple[str, ...]) -> None:
-    if form not in forms:
-        raise UserError(f"{loss} has no form {form!r}; choose from {', '.join(forms)}")
-
-
-def patch_cosine(tokens: Tensor, form: str = "paper", *, prefix_tokens: int = 0) -> Tensor:
-    """How alike the patch tokens of an image are, averaged over images: 0 orthogonal, 1 all parallel.
-
-    ``tokens`` is [B, N, C] or [B, h, w, C]; the first ``prefix_tokens`` (class token, registers) are ignored.
-
-    - ``"paper"``: P(h) = mean over i≠j of |cos(h_i, h_j)|, the paper's metric and its cosine loss. An N×N
-      Gram matrix of unit vectors. With one patch there is no pair, and the loss is 0.
-    - ``"diverse_vit"``: the signed mean over all i, j, i = j included, as Diverse-ViT's code has it. Equals
-      the squared length of the mean unit token, so it costs O(N·C).
-
-    A zero token has cosine 0 with every token. Returns a scalar; raises UserError for an unknown form.
-    """
-    _check_form("patch_cosine", form, COSINE_FORMS)
-    with no_autocast(tokens):
-        unit_BNC = unit(full(patch_tokens(tokens, prefix_tokens)))
-        n = unit_BNC.shape[1]
-        if form == "diverse_vit":
-            return unit_BNC.mean(dim=1).square().sum(dim=-1).mean()
-        # Taking the diagonal out as what it is, each token's squared length, leaves the sum exact to
-        # rounding.
-        gram_BNN = torch.bmm(unit_BNC, unit_BNC.transpose(1, 2))
-        off_diagonal = gram_BNN.abs().sum(dim=(1, 2)) - gram_BNN.diagonal(dim1=1, dim2=2).sum(dim=1)
-        return off_diagonal.mean() / max(n * (n - 1), 1)
 
 
 def patch_contrastive(
@@ -86,16 +40,16 @@ def patch_contrastive(
     - ``"paper"``: ``−mean_i log(e^{a_i} / (e^{a_i} + e^{b_i}))`` with ``a_i = f_i·h_i`` and
       ``b_i = f_i·mean_{j≠i} h_j``: raw dot products, no temperature, gradient stopped at f. f is the first
       block's output. Never builds N×N: the mean of the others is (sum − own) / (N − 1).
-    - ``"official"``: three-way, ``−log softmax(a_i, b_i, c_i)[0]``, where ``c_i = f_i·(mean of h over the 7×7
-      places around i, without i itself)``; f is the patch embedding before the position embedding, detached.
-      At the border only the places inside the image count. ``grid`` is (h, w); left out, a 4-axis input or a
-      square says it.
+    - ``"official"``: three-way, ``−log softmax(a_i, b_i, c_i)[0]``, where ``c_i = f_i·(sum of h over the 7×7
+      places around i, without i itself, / 48)``; f is the patch embedding before the position embedding,
+      detached. Places outside the image count as zeros: 48 it is at the border too, as in the code. ``grid`` is
+      (h, w); left out, a 4-axis input or a square says it.
     - ``"diverse_vit"``: as the paper's with unit vectors, and f keeps its gradient.
 
     With one patch there are no others, and the loss is 0. Returns a scalar; raises UserError for an unknown
     form, unequal shapes, or a grid that does not hold N tokens.
     """
-    _check_form("patch_contrastive", form, CONTRASTIVE_FORMS)
+    LOSS.check_form(form)
     if form == "official" and grid is None and last.ndim == 4:
         grid = (last.shape[1], last.shape[2])
     with no_autocast(last):
@@ -123,7 +77,7 @@ def patch_contrastive(
 
 
 def _neighbourhood_mean(tokens_BNC: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Mean over the 7×7 places around each place, itself left out, places outside the grid left out."""
+    """Sum over the 7×7 places around each place, itself left out, divided by 48 at the border too."""
     b, n, c = tokens_BNC.shape
     height, width = grid or (math.isqrt(n), math.isqrt(n))
     if height * width != n:
@@ -132,10 +86,32 @@ def _neighbourhood_mean(tokens_BNC: Tensor, grid: tuple[int, int] | None) -> Ten
     # Two small band matrices, one an axis: a box sum without unfolding 49 copies of the tokens.
     down = torch.matmul(rows, tokens_BNC.reshape(b, height, width * c)).view(b, height, width, c)
     box = torch.matmul(columns, down).reshape(b, n, c)
-    count = torch.outer(rows.sum(1), columns.sum(1)).reshape(1, n, 1)
-    return (box - tokens_BNC) / (count - 1).clamp_min(1)
+    return (box - tokens_BNC) / (NEIGHBOURHOOD**2 - 1)
 
 
 def _band(size: int, like: Tensor) -> Tensor:
     place = torch.arange(size, device=like.device)
     return ((place[:, None] - place[None, :]).abs() <= NEIGHBOURHOOD // 2).to(like.dtype)
+
+
+def compute(seen: Seen, form: str, options: object) -> Tensor:
+    """The loss of a watched forward pass."""
+    return patch_contrastive(seen.first(), seen.last(), form, grid=seen.grid())
+
+
+LOSS = Loss(
+    name="patch_contrastive",
+    formula="−mean log(e^{a_i} / (e^{a_i} + e^{b_i})), a a token's match with its own place, b with the others",
+    source="Gong et al. 2021, arXiv 2104.12753; Diverse-ViT",
+    forms={
+        "paper": frozenset({"first", "last"}),
+        "official": frozenset({"embed", "normed"}),
+        "diverse_vit": frozenset({"first", "last"}),
+    },
+    compute=compute,
+    helps="alike patches",
+    answers={
+        "patches_alike": "a loss that ties each patch of the last block to its own input, not to the others"
+    },
+    paper_weight=1.0,
+)

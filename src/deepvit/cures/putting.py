@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepvit.cures.catalogue import REGISTRY
-from deepvit.cures.parse import Wanted, parse
-from deepvit.cures.registry import Cure
+from deepvit.cures.cure import Cure
+from deepvit.cures.registry import CURES
+from deepvit.cures.syntax import Wanted, parse
 from deepvit.cures.target import blocks_of
 from deepvit.errors import UserError
 from deepvit.layers import parse_blocks
@@ -73,8 +73,8 @@ def apply(
     if report is not None and blocks != "auto" and all(w.blocks != "auto" for w in wanted):
         raise UserError("a collapse report is given but no cure asks for blocks 'auto'")
     steps = []
-    for want in sorted(wanted, key=lambda w: list(REGISTRY).index(w.name)):
-        cure = REGISTRY[want.name]
+    for want in sorted(wanted, key=lambda w: list(CURES).index(w.name)):
+        cure = CURES[want.name]
         chosen = _choose_blocks(model, cure, want, blocks, report, alone=len(wanted) == 1)
         steps.append((cure, chosen, cure.make_options({**common, **options.get(cure.name, {})})))
     _check_exclusions(model, [(cure.name, chosen) for cure, chosen, _ in steps])
@@ -92,9 +92,9 @@ def reapply(model: nn.Module, record: Iterable[Mapping[str, Any]]) -> nn.Module:
         raise UserError("the model has cures already; reapply takes a bare one")
     steps = []
     for entry in record:
-        if entry["name"] not in REGISTRY:
+        if entry["name"] not in CURES:
             raise UserError(f"the record names a cure {entry['name']!r} that this version does not have")
-        cure = REGISTRY[entry["name"]]
+        cure = CURES[entry["name"]]
         chosen = (
             parse_blocks(list(entry["blocks"]), len(blocks_of(model, cure.name))) if cure.per_block else []
         )
@@ -149,11 +149,11 @@ def _check_exclusions(model: nn.Module, new: list[tuple[str, list[int]]]) -> Non
     for place, (name, chosen) in enumerate(new):
         for other, theirs in old + new[:place]:
             shared = sorted(set(chosen) & set(theirs))
-            if name == other and (shared or not REGISTRY[name].per_block):
+            if name == other and (shared or not CURES[name].per_block):
                 raise UserError(
                     f"the model has {name} already" + (f" in block {shared[0]}" if shared else "")
                 )
-            if shared and (other in REGISTRY[name].excludes or name in REGISTRY[other].excludes):
+            if shared and CURES[name].excludes(CURES[other]):
                 raise UserError(
                     f"{other} and {name} exclude each other and both ask for block {shared[0]}; "
                     "choose one, or give them different blocks"

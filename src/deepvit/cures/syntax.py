@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deepvit.cures.catalogue import REGISTRY
+from deepvit.cures.registry import CURES
 from deepvit.errors import UserError
 
 PLAIN, DIVERSITY = "plain", "diversity"
@@ -52,10 +52,8 @@ def parse(text: str | Iterable[str]) -> list[Wanted]:
             raise UserError(
                 f"cures={text!r}: a part is empty; write for example reattention@last:12,layerscale"
             )
-        if name not in REGISTRY:
-            raise UserError(
-                f"there is no cure {name!r}{_nearest(name, list(REGISTRY))}; see deepvit list cures"
-            )
+        if name not in CURES:
+            raise UserError(f"there is no cure {name!r}{_nearest(name, list(CURES))}; see deepvit list cures")
         wanted.append(Wanted(name, blocks if at else None))
     names = [w.name for w in wanted]
     for name in names:
@@ -86,10 +84,10 @@ def parse_method(text: str) -> Method:
         raise UserError(f"method {text!r}: plain stands alone")
     if parts.count(DIVERSITY) > 1:
         raise UserError(f"method {text!r} names diversity twice")
-    known = [*REGISTRY, PLAIN, DIVERSITY]
+    known = [*CURES, PLAIN, DIVERSITY]
     for part in parts:
         name = part.partition("@")[0]
-        if part != DIVERSITY and name not in REGISTRY:
+        if part != DIVERSITY and name not in CURES:
             why = " (diversity takes no blocks)" if name == DIVERSITY else _nearest(name, known)
             raise UserError(
                 f"method {text!r}: there is no {part!r}{why}; parts are plain, diversity and cures"
