@@ -23,6 +23,7 @@ from deepvit.collapse.results import (
     VERSION,
     BlockFacts,
     BlockMap,
+    Counts,
     Cure,
     Finding,
     ImageMaps,
@@ -40,6 +41,7 @@ from deepvit.report.cure_commands import command
 from deepvit.report.page import number
 from deepvit.report.payload import numbers_csv, page_data
 from deepvit.report.pictures import maps_payload
+from deepvit.report.spoken import speak, spoken
 from deepvit.report.words import finding_rows, lead, measurement_facts, spoken_blocks
 
 EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\"'&"
@@ -79,7 +81,7 @@ def test_write_report_writes_json_and_page(tmp_path):
     path = write_report(results, tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     assert sorted(p.name for p in path.parent.iterdir()) == ["collapse.json", "report.html"]
-    assert load(path.parent) == results
+    assert load(path.parent) == spoken(results)
     assert load(path.parent / "collapse.json").to_dict() == results.to_dict()
     plain = json.loads((path.parent / "collapse.json").read_text())
     assert (plain["schema"], plain["version"]) == ("deepvit.collapse", 1)
@@ -90,9 +92,10 @@ def test_report_says_verdict_evidence_cure_and_command():
     results.provenance["train"] = {"options": ["--model", "vit_small", "--data", "digits"], "out": None}
     text = " ".join(Tags(report_html(results).decode()).texts)
     text = re.sub(r"\s+", " ", text)
-    assert results.verdict.headline in text
-    assert results.verdict.findings[0].sentence in text
-    assert "attention similarity with the previous block, mean" in text
+    verdict = speak(results.verdict)
+    assert verdict.headline in text
+    assert verdict.findings[0].sentence in text
+    assert "Attention like the block before, mean of these blocks" in text
     assert "0.970" in text
     assert "98%" in text
     assert results.similar.rule in text
@@ -150,7 +153,7 @@ def test_nobodys_text_becomes_markup():
     results = example_measurements(EVIL, depth=3, heads=2, grid=3, collapse_from=1, labels=[EVIL, EVIL + "2"])
     results.provenance["unreadable"] = [EVIL]
     results.model["class"] = EVIL
-    results.verdict.text = results.verdict.headline = EVIL
+    results.verdict.cures[0].why = EVIL
     results.blocks[0].name = EVIL
     curves = {EVIL: {EVIL: [[0, 1], [1, 2]]}}
     for page in (report_html(results), compare_html([results, results], curves, [{EVIL: EVIL}])):
@@ -243,14 +246,14 @@ def test_command_of_a_cure_trains_the_same_network_on_the_same_data():
         "  --cures reattention --cure_blocks 7-11 \\\n"
         "  --out 'my runs/a-reattention'"
     )
-    assert "--losses.patch_cosine 1 " in command(Cure("patch_cosine", "all", ""), results)
+    assert "--losses.patch_cosine 1 " in command(Cure("patch_cosine", "all", "", loss=True), results)
     assert "--cures layerscale \\" in command(Cure("layerscale", "all", ""), results)
     del results.provenance["train"]
     assert (
         command(Cure("layerscale", "all", ""), results)
         == "deepvit.cures.apply(model, 'layerscale', blocks='all')"
     )
-    assert command(Cure("patch_cosine", "all", ""), results) == (
+    assert command(Cure("patch_cosine", "all", "", loss=True), results) == (
         "diversity = deepvit.losses.Diversity(model, {'patch_cosine': 1.0})"
     )
 
@@ -320,7 +323,9 @@ def test_json_keeps_a_row_of_a_matrix_on_one_line(tmp_path):
 
 def test_documented_schema_names_every_field_and_metric():
     text = (Path(__file__).parents[2] / "docs" / "collapse-json.md").read_text("utf-8")
-    kinds = (Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, ImageMaps, BlockMap)
+    kinds = (
+        Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, Counts, ImageMaps, BlockMap,
+    )  # fmt: skip
     for kind in kinds:
         for entry in dataclasses.fields(kind):
             assert f"`{entry.name}`" in text, f"{kind.__name__}.{entry.name} is not documented"
@@ -362,7 +367,7 @@ def judged(**options) -> Measurements:
         "sharp": [0.0] * 10,
         "patches": [0.0] * 10,
     }
-    results.verdict = decide(results.blocks, results.series, shares)
+    results.verdict = speak(decide(results.blocks, results.series, shares))
     return results
 
 
@@ -386,9 +391,7 @@ def test_the_page_says_each_thing_of_a_real_verdict_once():
     assert rows[0]["sentence"] is None
     assert rows[1]["sentence"] == verdict.findings[1].sentence
     assert "Entropy" not in told
-    assert any(
-        what.startswith("Attention similarity with the previous block, ") for what in rows[0]["evidence"]
-    )
+    assert any(what.startswith("Attention like the block before, ") for what in rows[0]["evidence"])
     text = "".join(Tags(report_html(results).decode()).texts)
     for finding in verdict.findings:
         assert text.count(finding.sentence) == 1
@@ -464,7 +467,9 @@ def test_the_title_of_a_comparison_says_who_collapses(kinds, title):
     results = []
     for name, kind in zip("abc", kinds, strict=False):
         result = example_measurements(name, depth=2, heads=1, grid=2, images=0)
-        result.verdict.kind, result.verdict.collapsed = kind, kind in ("maps_alike", "sharp_maps")
+        collapsed = kind in ("maps_alike", "sharp_maps")
+        found = [Finding(kind, "maps_alike", [1], to_end=True)] if kind != "healthy" else []
+        result.verdict = Verdict(kind, collapsed, 1 if collapsed else None, found)
         results.append(result)
     assert f"<h1>{title}</h1>" in compare_html(results).decode()
 
@@ -489,3 +494,38 @@ def test_diagnose_hands_on_how_the_network_is_trained(tmp_path):
         "patch (3, 3)",
     ]
     assert queries[1]["at"] == [0.375, 0.375]
+
+
+def test_files_of_words_only_are_judged_again_from_their_numbers(tmp_path):
+    """The first files had sentences and no parts (their evidence named by words)."""
+    results = judged(collapse_from=5)
+    results.provenance["shares_of_images"] = {"alike": results.similar.images_share, "patches": [0.0] * 10}
+    old = results.to_dict(maps=False)
+    old["verdict"] = {
+        "kind": "maps_alike", "collapsed": True, "from_block": 5, "headline": "Collapse", "text": "Collapse. So.",
+        "findings": [
+            {"kind": "maps_alike", "blocks": [5, 6], "sentence": "So.", "evidence": {"entropy, mean": 0.1},
+             "images_share": 1.0},
+        ],
+        "cures": [{"name": "reattention", "blocks": "5-9", "why": "mixes"}],
+        "sureness": "sure", "sureness_text": "98% of images",
+    }  # fmt: skip
+    for image in old["maps"]:
+        for block in image["maps"]:
+            del block["patch"]
+    (tmp_path / "collapse.json").write_text(json.dumps(old))
+    read = load(tmp_path)
+    assert (read.verdict.kind, read.verdict.from_block) == ("maps_alike", 5)
+    assert read.verdict.findings[0].number("attention_similarity") == pytest.approx(0.97, abs=0.02)
+    assert read.verdict.headline == "Collapse: all maps alike from block 5 on"
+    assert "all maps alike from block 5 on" in report_html(read).decode()
+
+
+def test_the_json_has_the_words_beside_the_parts(tmp_path):
+    results = spoken(example_measurements(depth=4, heads=1, grid=2, images=0, collapse_from=2))
+    verdict = json.loads(save(results, tmp_path / "c.json").read_text())["verdict"]
+    assert verdict["headline"] == results.verdict.headline == "Collapse: all maps alike from block 2 on"
+    assert verdict["text"].startswith(verdict["headline"] + ". The maps of blocks 2 to 3 are alike")
+    assert verdict["findings"][0]["sentence"] in verdict["text"]
+    assert verdict["findings"][0]["evidence"]["attention_similarity, mean of these blocks"] == 0.97
+    assert verdict["findings"][0]["numbers"]["attention_similarity"] == {"here": 0.97, "before": 0.4}

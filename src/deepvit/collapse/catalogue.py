@@ -131,3 +131,11 @@ MATRICES: dict[str, str] = {
     "attention_similarity_centred": "the same on centred maps",
     "cka": "linear centred kernel alignment of the patch tokens of every pair of blocks",
 }
+
+KINDS: dict[str, str] = {
+    "maps_alike": "all maps alike",
+    "uniform_maps": "maps uniform",
+    "sharp_maps": "maps too sharp",
+    "patches_alike": "patches alike",
+}
+"""What each kind of collapse goes towards, in two or three words."""

@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from deepvit.collapse.results import Cure
 
-# Kind of finding: (name as in `deepvit list cures` or of a loss, what it does), in the order to try them.
-ANSWERS: dict[str, tuple[tuple[str, str], ...]] = {
+
+class Answer(NamedTuple):
+    """A name as in ``deepvit list cures``, or of a loss (which takes no blocks), and what it does."""
+
+    name: str
+    why: str
+    loss: bool = False
+
+
+# Kind of finding → what answers it, in the order to try.
+ANSWERS: dict[str, tuple[Answer, ...]] = {
     "maps_alike": (
-        ("reattention", "mixes the heads, which still differ, into maps of their own in each block"),
-        ("talking_heads", "mixes heads before and after the softmax, for the same reason at less change"),
-        ("value_residual", "gives deep blocks the first block's values to work on, so equal maps lose less"),
+        Answer("reattention", "mixes the heads, which still differ, into maps of their own in each block"),
+        Answer(
+            "talking_heads", "mixes heads before and after the softmax, for the same reason at less change"
+        ),
+        Answer(
+            "value_residual",
+            "gives deep blocks the first block's values to work on, so equal maps lose less",
+        ),
     ),
     "uniform_maps": (
-        ("attnscale", "amplifies the part of each map that is not uniform"),
-        ("centred_attention", "takes the uniform part out of the attention output"),
-        ("featscale", "reweights the mean of the tokens against what tells them apart"),
+        Answer("attnscale", "amplifies the part of each map that is not uniform"),
+        Answer("centred_attention", "takes the uniform part out of the attention output"),
+        Answer("featscale", "reweights the mean of the tokens against what tells them apart"),
     ),
     "sharp_maps": (
-        ("qk_norm", "normalises queries and keys, which bounds the scores"),
-        ("sigma_reparam", "bounds the spectral norm of the weights, so that scores cannot run away"),
+        Answer("qk_norm", "normalises queries and keys, which bounds the scores"),
+        Answer("sigma_reparam", "bounds the spectral norm of the weights, so that scores cannot run away"),
     ),
     "patches_alike": (
-        (
+        Answer(
             "patch_cosine",
             "a loss on the last block's patches that keeps them apart; no change to the network",
+            loss=True,
         ),
-        (
+        Answer(
             "patch_contrastive",
             "a loss that ties each patch of the last block to its own input, not to the others",
+            loss=True,
         ),
-        ("contranorm", "pushes tokens apart after attention"),
-        ("neutreno", "feeds back what smoothing took from the values"),
-        ("featscale", "raises what tells tokens apart against their mean"),
-        ("layerscale", "lets each branch start small, so that deep blocks smooth less"),
+        Answer("contranorm", "pushes tokens apart after attention"),
+        Answer("neutreno", "feeds back what smoothing took from the values"),
+        Answer("featscale", "raises what tells tokens apart against their mean"),
+        Answer("layerscale", "lets each branch start small, so that deep blocks smooth less"),
     ),
 }
 
 
+def answering(kind: str) -> tuple[Answer, ...]:
+    """What answers a finding of this kind, in the order to try."""
+    return ANSWERS.get(kind, ())
+
+
 def cures_for(kind: str, blocks: Sequence[int], indices: Sequence[int]) -> list[Cure]:
     """Cures that answer a finding of this kind in these blocks; ``indices`` are all blocks of the network."""
-    return [
-        Cure(name, "all" if name.startswith("patch_") else block_range(blocks, indices), why)
-        for name, why in ANSWERS.get(kind, ())
-    ]
+    where = block_range(blocks, indices)
+    return [Cure(name, "all" if loss else where, why, loss) for name, why, loss in answering(kind)]
 
 
 def block_range(blocks: Sequence[int], indices: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +10,9 @@ from typing import Any, cast
 from deepvit.collapse.results import Measurements
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
-from deepvit.report import charts, page
+from deepvit.report import charts, page, sentences
 from deepvit.report.payload import page_data, rounded
+from deepvit.report.spoken import spoken
 from deepvit.report.store import load
 from deepvit.report.words import (
     chart_words,
@@ -49,7 +49,7 @@ def compare_reports(
     file, or a folder for ``report.html``. Raises UserError when there is nothing to compare or a file cannot
     be read.
     """
-    results = [_measurements(report) for report in reports]
+    results = [spoken(_measurements(report)) for report in reports]
     if not results:
         raise UserError("nothing to compare: give at least one report (a collapse.json or a run folder)")
     target = Path(out)
@@ -67,6 +67,7 @@ def compare_html(
     x_name: str = "epoch",
 ) -> bytes:
     """The page of ``compare_reports`` in UTF-8."""
+    results = [spoken(result) for result in results]
     names = distinct_names(results)
     found = charts.profiles(results, together=len(results) == 1)
     data = page_data(results, names, found)
@@ -131,7 +132,7 @@ def distinct_names(results: Sequence[Measurements]) -> list[str]:
 def _title(results: Sequence[Measurements]) -> str:
     """What the comparison comes to, in one line: who collapses and who does not."""
     if len(results) == 1:
-        return results[0].verdict.headline
+        return sentences.headline(results[0].verdict)
     names = distinct_names(results)
     fallen = [name for name, result in zip(names, results, strict=True) if result.verdict.collapsed]
     flat = sum(result.verdict.kind == "untrained_or_uniform" for result in results)
@@ -173,9 +174,12 @@ def curve_charts(curves: Curves, names: Sequence[str], x_name: str) -> list[dict
     return found
 
 
+_NUMERIC = frozenset("0123456789.,e+-−–±%× ")
+
+
 def _is_text(cell: Any) -> bool:
     """Whether a cell is words; numbers that come already written ("97.2 ± 0.4", "–") line up as numbers."""
-    return isinstance(cell, str) and re.fullmatch(r"[-−–+±%×\s\d.,e]*", cell) is None
+    return isinstance(cell, str) and not set(cell) <= _NUMERIC
 
 
 def outcome_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

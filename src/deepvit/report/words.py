@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from deepvit.collapse.catalogue import METRICS
-from deepvit.collapse.results import Finding, Measurements
-from deepvit.report import charts
+from deepvit.collapse.results import Measurements
+from deepvit.report import charts, sentences
 
 # Keys of the provenance that a table of facts is no place for; collapse.json has them.
-_NOT_SHOWN = frozenset({"plan", "shares_of_images", "train"})
+_NOT_SHOWN = frozenset({"plan", "shares_of_images", "train", "sampling", "skipped", "capture"})
 _FACTS = {
     "images": "images",
     "attention_images": "images with attention measured",
@@ -24,45 +23,27 @@ _FACTS = {
 
 
 def lead(result: Measurements) -> str:
-    """The paragraph under the headline: the main finding and the counts.
-
-    The verdict's text is whole by itself. On the page the headline, the other findings, the cures and the
-    sureness have places of their own, so they are taken out of the paragraph.
-    """
-    verdict = result.verdict
-    text = verdict.text.removeprefix(verdict.headline).lstrip(".:; ")
-    for finding in verdict.findings[1:] if _leads(result) else verdict.findings:
-        text = text.replace(finding.sentence, "")
-    text = text.replace(verdict.sureness_text + ".", "§") if verdict.sureness_text else text
-    text = re.sub(r"This is (?:sure|likely|not sure): §", "", text).replace("§", "")
-    text = re.sub(r"What answers it, with the blocks: [^.]*\.", "", text)
-    text = re.sub(r"\s+", " ", text).strip()
+    """The paragraph under the headline; the other findings, cures and sureness have places of their own."""
+    text = sentences.paragraph(result.verdict)
     return text[:1].upper() + text[1:]
 
 
-def _leads(result: Measurements) -> bool:
-    """Whether the first finding is the verdict's own, which the paragraph begins with."""
-    findings = result.verdict.findings
-    return bool(findings) and findings[0].kind == result.verdict.kind
-
-
 def finding_rows(result: Measurements) -> list[dict[str, Any]]:
-    """Every finding with its numbers; the sentence of the first is left to the paragraph above."""
-    told = lead(result)
+    """Every finding with its numbers; the sentence of the main one is left to the paragraph above."""
+    main = result.verdict.main
     return [
         {
-            "sentence": None if finding.sentence in told else finding.sentence,
-            "evidence": {_spelled(what): value for what, value in finding.evidence.items()},
+            "sentence": None if finding is main else sentences.sentence(finding),
+            "evidence": sentences.evidence(finding, metric_name),
             "images_share": finding.images_share,
         }
         for finding in result.verdict.findings
     ]
 
 
-def _spelled(what: str) -> str:
-    """What a number is, with the metric's title for its key: "entropy, mean of these blocks"."""
-    key, comma, rest = what.partition(",")
-    return (METRICS[key].title if key in METRICS else key) + comma + rest
+def metric_name(key: str) -> str:
+    """A metric's title for its key, as it stands alone."""
+    return charts.metric_title(key) if key in METRICS else key
 
 
 def spoken_blocks(result: Measurements) -> list[int]:
@@ -70,9 +51,8 @@ def spoken_blocks(result: Measurements) -> list[int]:
     verdict = result.verdict
     if not verdict.collapsed:
         return []
-    found: Finding | None = next((each for each in verdict.findings if each.kind == verdict.kind), None)
-    if found is not None and found.blocks:
-        return sorted(found.blocks)
+    if verdict.main is not None and verdict.main.blocks:
+        return sorted(verdict.main.blocks)
     start = verdict.from_block or 0
     return [block.index for block in result.blocks if block.index >= start]
 

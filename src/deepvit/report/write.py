@@ -15,6 +15,7 @@ from deepvit.files import write_atomic
 from deepvit.report import charts, page
 from deepvit.report.cure_commands import cure_rows
 from deepvit.report.payload import page_data
+from deepvit.report.spoken import spoken
 from deepvit.report.store import save
 from deepvit.report.words import (
     chart_words,
@@ -45,6 +46,7 @@ def write_report(results: Measurements, out: str | os.PathLike[str], figures: bo
 
 def report_html(results: Measurements) -> bytes:
     """The report of one model as a self-contained HTML page, in UTF-8."""
+    results = spoken(results)
     found = charts.profiles([results], together=True)
     return page.render(
         "report.html.jinja",
