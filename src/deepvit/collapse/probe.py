@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepvit.capturing import capture
 from deepvit.collapse import collect
 from deepvit.collapse.catalogue import KINDS, METRICS
+from deepvit.collapse.findings import RESTS_ON
 from deepvit.collapse.plan import Plan
 from deepvit.collapse.results import Verdict
 from deepvit.collapse.rows import Row, rows_of
@@ -28,6 +29,8 @@ LOGGED = (
     "patch_similarity",
     "rank_one_distance",
 )
+# What is logged, and what the verdict rests on and judges by.
+_TAKEN = frozenset({*LOGGED, "map_contrast", *(key for keys in RESTS_ON.values() for key in keys)})
 
 
 class CollapseWarning(UserWarning):
@@ -115,7 +118,12 @@ class CollapseProbe:
             # Attention on the first images only: no ranks and no CKA, which cost most.
             every = max(1, len(self.images) // self.attention_images)
             plan = Plan(
-                attention_every=every, rank_every=0, alignment_tokens=0, attention_chunk=8, token_chunk=64
+                attention_every=every,
+                rank_every=0,
+                alignment_tokens=0,
+                attention_chunk=8,
+                token_chunk=64,
+                metrics=_TAKEN,
             )
             measured = Pass(self.model, self._rows, plan)
             numbers = list(range(len(self.images)))

@@ -51,6 +51,7 @@ def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str
                 "heads": _heads(result.per_head.get(key)),
             }
             for key, series in result.series.items()
+            if key in METRICS  # a file may hold a metric that only the program that wrote it knows
         },
         "strip": _strip(result, name, spoken),
         "matrices": {
