@@ -38,11 +38,13 @@ from deepvit.report import compare_reports, diagnose, load, report_html, save, w
 from deepvit.report.charts import profiles, shown_metrics, thresholds
 from deepvit.report.compare import compare_html, curve_charts, distinct_names, outcome_table
 from deepvit.report.cure_commands import command
+from deepvit.report.diagnosis import Report
+from deepvit.report.differences import differences, warnings
 from deepvit.report.page import number
 from deepvit.report.payload import numbers_csv, page_data
 from deepvit.report.pictures import maps_payload
 from deepvit.report.spoken import speak, spoken
-from deepvit.report.words import finding_rows, lead, measurement_facts, spoken_blocks
+from deepvit.report.words import finding_rows, lead, margins, measurement_facts, spoken_blocks
 
 EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\"'&"
 
@@ -529,3 +531,167 @@ def test_the_json_has_the_words_beside_the_parts(tmp_path):
     assert verdict["findings"][0]["sentence"] in verdict["text"]
     assert verdict["findings"][0]["evidence"]["attention_similarity, mean of these blocks"] == 0.97
     assert verdict["findings"][0]["numbers"]["attention_similarity"] == {"here": 0.97, "before": 0.4}
+
+
+RUN = {
+    "model": "vit_tiny_patch16_224", "arguments": {"depth": 16}, "cures": [{"name": "reattention", "blocks": [8, 9, 10]}],
+    "losses": {"patch_cosine": 1.0}, "data": "digits", "images": 1437, "epochs": 20, "batch": 64, "seed": 3,
+    "weights": "ema", "results": [{"name": "validation accuracy", "value": 97.25, "unit": "%"}],
+    "curves": [
+        {"name": "validation accuracy", "unit": "%", "points": [[2, 60.0], [1, 50.0]]},
+        {"name": "validation accuracy", "unit": "%", "points": [[1, 1.0]]},
+        {"name": "training loss", "points": [[1, 2.0], [2, float("nan")]]},
+    ],
+}  # fmt: skip
+
+
+def words_of(page: bytes) -> str:
+    return re.sub(r"\s+", " ", " ".join(Tags(page.decode()).texts))
+
+
+def test_a_report_says_what_the_network_is_and_how_it_was_trained():
+    results = example_measurements(depth=4, heads=1, grid=2, images=0)
+    assert 'class="trained"' not in report_html(results).decode()
+    results.provenance["run"] = RUN
+    page = report_html(results)
+    text = words_of(page)
+    for words in (
+        "Model vit_tiny_patch16_224 (depth 16)", "Cures reattention in blocks 8-10", "Losses patch_cosine × 1",
+        "Data digits, 1,437 training images", "Trained 20 epochs, 64 images a step, seed 3, weights: ema",
+        "Reached validation accuracy 97.2%",
+    ):  # fmt: skip
+        assert words in text, words
+    curves = embedded(page)["curves"]
+    assert [(curve["title"], curve["unit"]) for curve in curves] == [
+        ("validation accuracy", "%"),
+        ("training loss", ""),
+    ]
+    assert (curves[0]["series"][0]["x"], curves[0]["series"][0]["y"]) == ([1.0, 2.0], [50.0, 60.0])
+    assert curves[1]["series"][0]["y"] == [2.0, None]
+    assert "run" not in measurement_facts(results)
+
+
+def test_random_weights_stand_in_the_header():
+    results = example_measurements(depth=4, heads=1, grid=2, images=0)
+    assert "andom weights" not in words_of(report_html(results))
+    results.provenance["weights"] = "random"
+    text = words_of(report_html(results))
+    assert "random weights" in text[: text.index(speak(results.verdict).headline, 200)]
+    assert "Random weights: nothing was loaded into this network" in text
+    assert "Random weights in example" in words_of(compare_html([results, results]))
+
+
+def test_a_comparison_says_what_differs_and_what_does_not_compare():
+    one, two = (example_measurements(name, depth=4, heads=1, grid=2, images=0) for name in ("one", "two"))
+    one.provenance |= {"run": RUN, "data": "digits"}
+    two.provenance |= {
+        "run": {**RUN, "epochs": 5, "cures": [], "data": "torch/cifar10"},
+        "data": "torch/cifar10",
+    }
+    table = differences([one, two], ["one", "two"])
+    assert table["rows"] == [
+        ["Cures", "reattention in blocks 8-10", "none"],
+        ["Data", "digits, 1,437 training images", "torch/cifar10, 1,437 training images"],
+        ["Epochs", "20", "5"],
+        ["Measured on", "digits", "torch/cifar10"],
+    ]
+    assert "seed 3" in table["same"]
+    text = words_of(compare_html([one, two]))
+    assert "Different budgets (20, 5 epochs)" in text
+    assert "Trained on different data (digits, torch/cifar10): accuracies do not compare." in text
+    assert "What differs" in text
+    assert warnings([one, one]) == []
+    assert differences([one], ["one"]) is None
+    unknown = example_measurements("three", depth=4, heads=1, grid=2, images=0)
+    assert "known of 1 of 2 networks" in warnings([one, unknown])[0]
+    small = example_measurements("small", depth=4, heads=1, grid=3, images=0)
+    assert any("input sizes (32×32, 48×48)" in each for each in warnings([unknown, small]))
+
+
+def test_curves_have_the_names_that_people_use_and_no_line_twice():
+    runs = {
+        "a": {
+            "val/top1": [[1, 2], [2, 3]],
+            "train/loss": [[1, 2], [2, 1]],
+            "train/loss_ce": [[1, 2], [2, 1]],
+        },
+        "b": {
+            "val/top1": [[1, 2], [2, 5]],
+            "train/loss": [[1, 3], [2, 1]],
+            "train/loss_ce": [[1, 3], [2, 1]],
+        },
+    }
+    charts = curve_charts(runs, ["a", "b"], "epoch", {"val/top1": "validation accuracy, %"})
+    assert [(chart["title"], chart["unit"]) for chart in charts] == [
+        ("validation accuracy", "%"),
+        ("training loss", ""),
+    ]
+    runs["b"]["train/loss_ce"][0][1] = 2.5
+    assert len(curve_charts(runs, ["a", "b"], "epoch")) == 3
+
+
+def test_a_healthy_report_says_how_far_it_is_from_each_collapse():
+    results = judged(collapse_from=None)
+    results.provenance["thresholds"] = {
+        "alike_centred": 0.5, "uniform_share_of_keys": 0.95, "sharp_keys": 2.0, "patches_alike": 0.9,
+    }  # fmt: skip
+    rows = margins(results)
+    alike = results.series["attention_similarity"].values
+    assert (rows[0]["what"], rows[0]["value"], rows[0]["rule"]) == (
+        "all maps alike",
+        max(alike[1:]),
+        "from 0.90",
+    )
+    assert rows[0]["block"] == alike.index(max(alike[1:]))
+    assert [row["what"] for row in rows] == [
+        "all maps alike",
+        "maps uniform",
+        "maps too sharp",
+        "patches alike",
+    ]
+    assert (rows[2]["value"], rows[2]["rule"]) == (0.6, "below 0.30")  # log 2 / log 10
+    assert (rows[3]["block"], rows[3]["value"]) == (9, 0.95)
+    assert "How far from a collapse" in words_of(report_html(results))
+    assert margins(judged(collapse_from=5)) == []
+    mixed = judged(collapse_from=None, mixed=True)
+    mixed.provenance["thresholds"] = results.provenance["thresholds"]
+    assert "contrast" in margins(mixed)[1]["metric"]
+
+
+def test_the_scale_of_cka_starts_where_its_values_do():
+    results = example_measurements(depth=4, heads=1, grid=2, images=0)
+    assert embedded(report_html(results))["models"][0]["matrices"]["cka"]["zero"] == 0
+    results.matrices["cka"] = [[1.0, 0.93, 0.91, None]] * 4
+    data = embedded(report_html(results))["models"][0]["matrices"]
+    assert data["cka"]["zero"] == 0.9
+    assert data["attention_similarity"]["zero"] == 0
+
+
+def test_the_paper_has_a_name():
+    text = report_html(example_measurements(depth=4, heads=1, grid=2)).decode()
+    assert "as in the paper" not in text
+    assert "DeepViT (Zhou et al. 2021)" in text
+
+
+def test_mixed_maps_are_no_shares():
+    results = example_measurements(depth=3, heads=2, grid=3, mixed=True)
+    layer = embedded(report_html(results))["models"][0]["maps"]["layers"][0][0]
+    assert layer["mixed"]
+    assert layer["even"] == pytest.approx(1 / results.blocks[0].keys, rel=1e-6)
+
+
+def test_reports_in_three_lines_and_in_a_notebook():
+    results = spoken(example_measurements(EVIL, depth=4, heads=1, grid=2, images=0, collapse_from=2))
+    report = Report(results, [Path("out/report.html")])
+    lines = repr(report).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("  Collapse: all maps alike from block 2 on (sure: 98% of 64 images show it")
+    assert lines[2] == "  out/report.html"
+    assert len(repr(results).splitlines()) == 3
+    assert "maps_alike from block 2 (sure)" in repr(results)
+    for piece in (report._repr_html_(), results._repr_html_()):
+        parsed = Tags(piece)
+        assert not [tag for tag, _ in parsed.tags if tag in ("script", "img")]
+        assert EVIL in "".join(parsed.texts)
+        assert "Collapse: all maps alike from block 2 on" in piece
+        assert piece.count("<td title=") == 12

@@ -132,7 +132,7 @@ class AttentionSums:
         """Evenly spaced rows of the maps of few images, [b*W,H,q,K]; none where only the class token asks."""
         if not self._few or row.facts.kind == "class":
             return None
-        picked = maps.unflatten(0, (len(self._images), -1))[self._few].flatten(0, 1)
+        picked: Tensor = maps.unflatten(0, (len(self._images), -1))[self._few].flatten(0, 1)
         return picked.index_select(-2, spread_evenly(maps.shape[-2], self.plan.rank_rows, maps.device))
 
     def _compare(self, number: int, maps: Tensor, mixed_from: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

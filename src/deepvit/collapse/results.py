@@ -186,7 +186,7 @@ class Verdict:
         return next((found for found in self.findings if found.kind == self.kind), None)
 
 
-@dataclass
+@dataclass(repr=False)
 class Measurements:
     """All results of one diagnosis.
 
@@ -206,6 +206,16 @@ class Measurements:
     verdict: Verdict
     provenance: dict[str, Any]
     maps: list[ImageMaps] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Three lines: of what, the verdict's parts, and what was measured (all of it would be many pages)."""
+        verdict = self.verdict
+        start = "" if verdict.from_block is None else f" from block {verdict.from_block}"
+        return (
+            f"{type(self).__name__} of {self.name}: {len(self.blocks)} blocks, {self.provenance.get('images', '?')} images\n"
+            f"  verdict: {verdict.kind}{start} ({verdict.sureness})\n"
+            f"  series: {', '.join(self.series)}"
+        )
 
     def to_dict(self, maps: bool = True) -> dict[str, Any]:
         """Plain JSON values, headed by schema and version; ``maps=False`` leaves images and maps out."""

@@ -71,12 +71,13 @@ class TokenSums:
         before = self._before.pop(number, None)
         some = patches[:, spread_evenly(patches.shape[1], self.plan.patch_limit, patches.device)]
         few = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
-        known = before is not None and before.shape == tokens.shape
+        if before is not None and before.shape != tokens.shape:
+            before = None
         supply: dict[str, Callable[[], Any]] = {
             "patches": lambda: patches,
             "some_patches": lambda: some,
             "few_patches": lambda: some[few] if few else None,
-            "patches_before": lambda: before[:, layout.prefix :] if known else None,
+            "patches_before": lambda: None if before is None else before[:, layout.prefix :],
             "token_layout": lambda: layout,
         }
         for metric, values in computed(self._metrics, supply):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from deepvit.collapse.results import Measurements
 from deepvit.report import load
@@ -21,6 +24,14 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "parameters": ("parameters (M)", 3),
 }
 
+# column of metrics.csv → what people call it, with its unit
+CURVES: dict[str, str] = {
+    "val/top1": "validation accuracy, %",
+    "val/top5": "validation accuracy in five guesses, %",
+    "lr": "learning rate",
+    "seconds": "time an epoch, s",
+}
+
 
 def measurements(run: Path) -> Measurements | None:
     """The collapse report of a run folder, or None where it has none.
@@ -33,24 +44,46 @@ def measurements(run: Path) -> Measurements | None:
 
 def row_of(run: Run) -> dict[str, float | None]:
     """The numbers of one run, by the names of ``COLUMNS``; None where the network has no collapse report."""
-    found = measurements(run.path)
-    result = run.result
-    row: dict[str, float | None] = {
-        "top1": result["val/top1"],
+    return row(run.result, measurements(run.path))
+
+
+def row(result: Mapping[str, Any], found: Measurements | None) -> dict[str, float | None]:
+    """The numbers of a network by the names of ``COLUMNS``: of its training's result, and of its collapse report."""
+    parameters = result.get("parameters", found.model.get("parameters") if found else None)
+    numbers: dict[str, float | None] = {
+        "top1": result.get("val/top1"),
         "similar_blocks": None,
         "cross_layer": None,
         "cross_layer_centred": None,
         "patch_similarity": None,
-        "seconds_per_epoch": result["seconds_per_epoch"],
-        "parameters": result["parameters"] / 1e6,
+        "seconds_per_epoch": result.get("seconds_per_epoch"),
+        "parameters": None if parameters is None else parameters / 1e6,
     }
     if found is not None:
-        row["similar_blocks"] = float(len(found.similar.blocks))
-        row["cross_layer"] = mean_of(found, "attention_similarity")
-        row["cross_layer_centred"] = mean_of(found, "attention_similarity_centred")
-        patches = [v for v in found.series["patch_similarity"].values if v is not None]
-        row["patch_similarity"] = patches[-1] if patches else None
-    return row
+        numbers["similar_blocks"] = float(len(found.similar.blocks))
+        numbers["cross_layer"] = mean_of(found, "attention_similarity")
+        numbers["cross_layer_centred"] = mean_of(found, "attention_similarity_centred")
+        series = found.series.get("patch_similarity")
+        patches = [v for v in series.values if v is not None] if series else []
+        numbers["patch_similarity"] = patches[-1] if patches else None
+    return numbers
+
+
+def described(run: Run) -> dict[str, Any]:
+    """What a run is, in the form of ``report.run``: from its records, for reports that do not say it yet."""
+    info, result = run.info, run.result
+    told: dict[str, Any] = {
+        "model": info.get("arch"),
+        "arguments": info.get("model_args") or {},
+        "data": info.get("data"),
+        "epochs": result.get("epochs"),
+        "seed": info.get("seed"),
+        "results": [{"name": "validation accuracy", "value": result["val/top1"], "unit": "%"}],
+    }
+    card = run.path / "model.json"
+    if card.exists():
+        told["cures"] = json.loads(card.read_text()).get("cures", [])
+    return told
 
 
 def mean_of(found: Measurements, metric: str) -> float | None:

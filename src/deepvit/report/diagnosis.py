@@ -11,19 +11,27 @@ from typing import Any
 from torch import nn
 
 from deepvit.collapse.measuring import measure
-from deepvit.collapse.results import Measurements
 from deepvit.report.account import account
-from deepvit.report.spoken import SpokenVerdict, speak, spoken
+from deepvit.report.notebook import in_html, in_two_lines
+from deepvit.report.spoken import SpokenMeasurements, SpokenVerdict, spoken
 from deepvit.report.store import plain
 from deepvit.report.write import write_report
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What ``deepvit.diagnose`` returns: the measurements, and the files that were written."""
 
-    measurements: Measurements
+    measurements: SpokenMeasurements
     files: list[Path] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Three lines: what it is of, the verdict, where it was written."""
+        written = ", ".join(str(path) for path in self.files) or "nothing written"
+        return f"{in_two_lines(self.measurements)}\n  {written}"
+
+    def _repr_html_(self) -> str:
+        return in_html(self.measurements)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -33,7 +41,7 @@ class Report:
     @property
     def verdict(self) -> SpokenVerdict:
         """The verdict: ``.kind``, ``.headline``, ``.text``, ``.from_block``, ``.cures``, ``.sureness``."""
-        return speak(self.measurements.verdict)
+        return self.measurements.verdict
 
 
 def diagnose(

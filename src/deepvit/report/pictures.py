@@ -95,6 +95,8 @@ def _layer(image: ImageMaps, facts: BlockFacts, average: bool) -> dict[str, Any]
         "heads": entries[0].shape[0],
         "averaged": average,
         "grid": [rows, columns],
+        "even": round(1 / even, 8),
+        "mixed": facts.mixed,
         "ranges": [[round(entry.low * even, 5), round(entry.high * even, 5)] for entry in entries],
         "data": [entry.data for entry in entries],
     }

@@ -97,7 +97,8 @@ def evidence(finding: Finding, name: Callable[[str], str] = str) -> dict[str, fl
                 if where == "here":
                     found[f"tokens that a query attends to, of {numbers['of']:.0f}"] = value
             else:
-                found[f"{name(metric)}, {_WHERE[where]}"] = value
+                here = where == "here" and len(finding.blocks) == 1
+                found[f"{name(metric)}, {'this block' if here else _WHERE[where]}"] = value
     return found
 
 

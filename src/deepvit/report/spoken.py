@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from deepvit.collapse.results import Finding, Measurements, Verdict
 from deepvit.report import sentences
+from deepvit.report.notebook import in_html
 
 
 @dataclass
@@ -52,9 +53,21 @@ class SpokenVerdict(Verdict):
         return self.text
 
 
-def spoken(results: Measurements) -> Measurements:
+@dataclass(repr=False)
+class SpokenMeasurements(Measurements):
+    """Measurements whose verdict has its words; a notebook shows them as headline, paragraph and depth strip."""
+
+    verdict: SpokenVerdict
+
+    def _repr_html_(self) -> str:
+        return in_html(self)
+
+
+def spoken(results: Measurements) -> SpokenMeasurements:
     """The same measurements, their verdict with its words."""
-    return replace(results, verdict=speak(results.verdict))
+    if isinstance(results, SpokenMeasurements):
+        return results
+    return SpokenMeasurements(**{**_parts(results), "verdict": speak(results.verdict)})
 
 
 def speak(verdict: Verdict) -> SpokenVerdict:
@@ -68,5 +81,5 @@ def speak(verdict: Verdict) -> SpokenVerdict:
     return SpokenVerdict(**{**_parts(verdict), "findings": found})
 
 
-def _parts(value: Finding | Verdict) -> dict[str, Any]:
+def _parts(value: Finding | Verdict | Measurements) -> dict[str, Any]:
     return {each.name: getattr(value, each.name) for each in fields(value)}

@@ -10,7 +10,7 @@ from typing import Any
 from deepvit.collapse.results import Measurements
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
-from deepvit.report.spoken import SpokenFinding, speak, spoken
+from deepvit.report.spoken import SpokenFinding, SpokenMeasurements, speak, spoken
 
 
 def save(results: Measurements, path: str | os.PathLike[str], *, maps: bool = True) -> Path:
@@ -32,7 +32,7 @@ def plain(results: Measurements, *, maps: bool = True) -> dict[str, Any]:
     return found
 
 
-def load(path: str | os.PathLike[str]) -> Measurements:
+def load(path: str | os.PathLike[str]) -> SpokenMeasurements:
     """Read a ``collapse.json``, or the one in a folder; raises UserError when it is missing or none.
 
     The verdict comes with its words. Files whose verdict has no parts yet are judged again from their numbers.
