@@ -10,6 +10,7 @@ import pytest
 
 from deepvit import commands, cures, losses, recipes
 from deepvit.cli import values_of
+from deepvit.collapse import METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,7 +29,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_python_examples_run(page: Path) -> None:
     found = blocks(page, "python")
     assert found
-    registries = (cures.CURES, losses.LOSSES)
+    registries = (cures.CURES, losses.LOSSES, METRICS)
     before = [dict(registry) for registry in registries]
     try:
         for code in found:

@@ -41,10 +41,12 @@ def report(tmp_path_factory):
         EVIL + LONG, depth=12, heads=3, grid=7, labels=[EVIL, "second image"], collapse_from=8
     )
     results.provenance["unreadable"] = [EVIL + "/" + LONG]
-    results.verdict.text += " " + EVIL
+    results.verdict.cures[0].why = EVIL
     for image in results.maps:
         asked = [
-            replace(entry, query=name) for entry in image.maps for name in ("patch (1, 1)", "patch (5, 5)")
+            replace(entry, query=f"patch ({place}, {place})", patch=[place, place])
+            for entry in image.maps
+            for place in (1, 5)
         ]
         for entry in asked:  # the same bytes would paint the same picture
             entry.data = base64.b64encode(entry.bytes()[::-1]).decode()
@@ -244,3 +246,69 @@ def test_the_words_are_there_without_any_script(report, chromium):
     assert page.locator("h1").inner_text() == "Collapse: all maps alike from block 8 on"
     assert page.locator("#numbers tbody tr").count() == 12
     context.close()
+
+
+BOX = "(node) => { const b = node.getBoundingClientRect(); return [b.left, b.right, b.top, b.bottom]; }"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_copy_button_covers_nothing_of_the_command(report, open_page, width):
+    page = open_page(report, width).page
+    command = page.locator(".command").first
+    left, right, top, bottom = command.locator("code").evaluate(BOX)
+    l2, r2, t2, b2 = command.locator("button").evaluate(BOX)
+    assert r2 <= left or l2 >= right or b2 <= top or t2 >= bottom
+
+
+def test_a_wide_table_says_that_it_scrolls(report, open_page):
+    page = open_page(report, 390).page
+    box = page.locator(".scroll", has=page.locator("#numbers"))
+    hint = page.locator("#table .scroll-hint")
+    assert hint.is_visible()
+    assert "scroll sideways" in hint.inner_text()
+    shade = "(node) => getComputedStyle(node).boxShadow"
+    assert box.evaluate(shade) != "none"
+    box.evaluate("(node) => { node.scrollLeft = node.scrollWidth; }")
+    page.wait_for_function("!document.querySelector('#table .scroll').classList.contains('more')")
+    assert box.evaluate(shade) == "none"
+
+
+def test_the_map_has_a_colour_bar_with_weights(report, comparison, open_page):
+    page = open_page(report).page
+    page.locator(".map-note", has_text="Block 8").wait_for()
+    ends = page.locator(".map-scale span").all_inner_texts()
+    assert ends[0] == "weight of a patch: 0"
+    assert float(ends[1]) > 0
+    assert "times what an even map would give each" in page.locator(".map-note").inner_text()
+    several = open_page(comparison).page
+    note = several.locator(".map-note", has_text="Heads are mixed here")
+    note.wait_for()
+    assert "times" not in note.inner_text()
+    assert "run from −0.0" in note.inner_text()
+    assert several.locator(".map-scale").nth(1).locator("span").count() == 3
+
+
+def test_epochs_have_whole_ticks(open_page, tmp_path):
+    one = example_measurements("one", depth=4, heads=1, grid=2, images=0)
+    curves = {"one": {"loss": [[1, 2.0], [2, 1.5], [3, 1.0], [4, 0.5]]}}
+    page = open_page(compare_reports([one, one], curves=curves, out=tmp_path / "c.html")).page
+    texts = page.locator("[data-curve='0'] text.tick[text-anchor='middle']").all_text_contents()
+    assert texts == ["1", "2", "3", "4"]
+
+
+def test_what_differs_stands_before_the_charts(open_page, tmp_path):
+    one, two = (example_measurements(name, depth=4, heads=1, grid=2, images=0) for name in ("one", "two"))
+    one.provenance["run"], two.provenance["run"] = {"epochs": 3}, {"epochs": 9}
+    page = open_page(compare_reports([one, two], out=tmp_path / "c.html"), 390).page
+    assert "Different budgets (3, 9 epochs)" in page.locator(".warnings").inner_text()
+    assert page.locator("#differ-table tbody tr").all_inner_texts() == ["Epochs\t3\t9"]
+
+
+def test_cka_of_near_values_is_not_one_colour(open_page, tmp_path):
+    one = example_measurements("one", depth=4, heads=1, grid=2, images=0)
+    one.matrices["cka"] = [[1.0 if p == q else 0.99 - 0.02 * abs(p - q) for q in range(4)] for p in range(4)]
+    page = open_page(write_report(one, tmp_path)).page
+    cells = page.locator("[data-matrix='0:cka'] g rect").all()
+    colours = {cell.evaluate("(node) => getComputedStyle(node).fill") for cell in cells}
+    assert len(colours) == 4
+    assert "0.9 least here" in page.locator("[data-matrix='0:cka'] .scale-row").inner_text()

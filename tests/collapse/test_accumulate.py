@@ -10,11 +10,11 @@ from collapse.constructed import images, network
 
 from deepvit.capturing import capture
 from deepvit.collapse import metrics
+from deepvit.collapse.measuring import probe
 from deepvit.collapse.moments import Moments
 from deepvit.collapse.plan import Plan
 from deepvit.collapse.stream import Batch, Pass
 from deepvit.report import diagnose
-from deepvit.report.diagnosis import _probe
 
 
 def numbers(report):
@@ -211,7 +211,7 @@ def held_numbers(thing):
 
 def test_memory_does_not_grow_with_the_number_of_images():
     model, data = network(depth=3, start=9), images(8)
-    rows, _ = _probe(model, data[:1], None)
+    rows, _ = probe(model, data[:1], None)
     plan = Plan(attention_every=2, rank_every=4, alignment_per_image=25, alignment_tokens=200)
     measured, sizes = Pass(model, rows, plan), []
     for start in range(0, 64, 8):

@@ -6,12 +6,13 @@ import torch
 from collapse.constructed import images, network
 
 from deepvit import cures
+from deepvit.collapse import verdict as judging
 from deepvit.collapse.catalogue import METRICS
-from deepvit.collapse.findings import find_stretch
 from deepvit.collapse.remedies import block_range, cures_for
 from deepvit.collapse.results import BlockFacts, Series
-from deepvit.collapse.verdict import decide
+from deepvit.collapse.stretches import find_stretch
 from deepvit.report import diagnose
+from deepvit.report.spoken import speak
 
 LOSSES = {"patch_cosine", "patch_contrastive"}
 KINDS = ("maps_alike", "uniform_maps", "sharp_maps", "patches_alike")
@@ -54,6 +55,11 @@ def test_the_untrained_base_model_is_untrained_or_uniform():
     assert not verdict.collapsed
     assert "not called collapse" in verdict.text
     assert not verdict.cures
+
+
+def decide(*args):
+    """The verdict with its words."""
+    return speak(judging.decide(*args))
 
 
 def made(depth=12, prefix=1, mixed=False, images=64, **values):
@@ -186,3 +192,42 @@ def test_every_recommended_cure_exists():
     named = {cure.name for kind in kinds for cure in cures_for(kind, [1], [0, 1])}
     assert named <= set(cures.REGISTRY) | LOSSES
     assert set(METRICS) >= {"attention_similarity", "entropy", "patch_similarity"}
+
+
+def test_few_images_are_said_in_english():
+    blocks, series = made(attention_similarity=0.95, attention_similarity_centred=0.9, images=1)
+    one = decide(blocks, series, {"alike": [None] + [1.0] * 11})
+    assert (one.sureness, one.sureness_text) == (
+        "likely",
+        "one image was measured, which is too few to be sure",
+    )
+    blocks, series = made(images=4)
+    assert "all 4 images show" in decide(blocks, series, {"alike": [0.0] * 12}).sureness_text
+
+
+def test_softmax_and_mixed_maps_are_not_mixed_up_in_one_paragraph():
+    blocks, series = made(
+        mixed=True, entropy=0.999, map_contrast=0.05, attention_similarity=0.02, attention_similarity_centred=0.01,
+        softmax_similarity=[None] + [0.99] * 11,
+    )  # fmt: skip
+    text = decide(blocks, series).text
+    # It said "similarity with the previous block, 0.99, says nothing … on centred maps it is 0.01" of two
+    # kinds of maps, then "similarities lie between 0.02 and 0.02" as if of the same.
+    assert "Before heads are mixed, every block attends to all tokens nearly alike" in text
+    assert "by 0.99 with the previous block here; once mixed, the maps are alike by 0.02" in text
+    assert "0 of 11 blocks are similar to the previous one (at least 0.9) in the maps that multiply V" in text
+    assert "centred" not in text
+    assert text.count("0.99 ") == 1
+
+
+def test_a_verdict_is_made_of_parts():
+    verdict = judging.decide(
+        *made(attention_similarity=[0.4] * 5 + [0.97] * 7, attention_similarity_centred=0.9)
+    )
+    finding = verdict.findings[0]
+    assert (finding.about, finding.blocks, finding.to_end) == ("maps_alike", list(range(4, 12)), True)
+    assert finding.number("attention_similarity") == pytest.approx(0.97)
+    assert finding.number("attention_similarity", "before") == pytest.approx(0.4)
+    assert finding.number("entropy") is None
+    assert (verdict.counts.similar, verdict.counts.comparable) == (7, 11)
+    assert not any(isinstance(value, str) and " " in value for value in vars(finding).values())

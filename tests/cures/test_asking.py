@@ -83,7 +83,7 @@ def test_options(make):
 
 
 def verdict(**changes):
-    told = {"kind": "maps_alike", "collapsed": True, "from_block": 1, "headline": "", "text": "", **changes}
+    told = {"kind": "maps_alike", "collapsed": True, "from_block": 1, **changes}
     return Verdict(**told)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepvit.diagnostics.remedies import cures_for
 from torch import nn
 
 from deepvit import cures, losses
+from deepvit.collapse.remedies import cures_for
 from deepvit.cures import registry
 from deepvit.errors import UserError
 

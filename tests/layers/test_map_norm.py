@@ -164,14 +164,14 @@ def test_any_other_norm_is_refused_by_name(norm, name, training):
 def test_a_norm_in_a_layer_without_one_is_refused():
     layer = ReAttention(HEADS * WIDTH, HEADS, norm="none")
     layer.var_norm = nn.BatchNorm2d(HEADS)
-    with pytest.raises(UserError, match="var_norm is BatchNorm2d.*norm='none'"):
+    with pytest.raises(UserError, match=r"var_norm is BatchNorm2d.*norm='none'"):
         layer(torch.randn(2, TOKENS, HEADS * WIDTH))
 
 
 def test_a_container_for_theta_that_computes_something_else_is_refused():
     layer = ReAttention(HEADS * WIDTH, HEADS)
     layer.reatten_matrix = nn.Sequential(layer.reatten_matrix)
-    with pytest.raises(UserError, match="reatten_matrix is Sequential.*Conv2d"):
+    with pytest.raises(UserError, match=r"reatten_matrix is Sequential.*Conv2d"):
         layer(torch.randn(2, TOKENS, HEADS * WIDTH))
 
 

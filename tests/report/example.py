@@ -9,6 +9,7 @@ from deepvit.collapse.catalogue import METRICS
 from deepvit.collapse.results import (
     BlockFacts,
     BlockMap,
+    Counts,
     Cure,
     Finding,
     ImageMaps,
@@ -144,31 +145,27 @@ def _image(label: str, blocks: list[BlockFacts], rng: random.Random, mixed: bool
 
 
 def _verdict(collapse_from: int | None, depth: int, similar: list[int]) -> Verdict:
+    counts = Counts(len(similar), depth - 1, 0.31, 0.97, [[0.0, 0.31], [depth - 1.0, 0.81]])
     if collapse_from is None:
-        text = f"No collapse: none of {depth} blocks attends like the one before it."
-        return Verdict("healthy", False, None, "No collapse", text, sureness_text="all of 64 images agree")
-    headline = f"Collapse: all maps alike from block {collapse_from} on"
-    count = len(similar)
+        return Verdict("healthy", False, None, sureness="sure", agreement=1.0, images=64, counts=counts)
     return Verdict(
         kind="maps_alike",
         collapsed=True,
         from_block=collapse_from,
-        headline=headline,
-        text=f"{headline}. {count} of {depth - 1} blocks attend like the one before them (similarity 0.97).",
         findings=[
             Finding(
                 "maps_alike",
-                list(range(collapse_from, depth)),
-                f"The maps of blocks {collapse_from} to {depth - 1} are alike (similarity 0.97).",
-                {"attention similarity with the previous block, mean": 0.97},
+                "maps_alike",
+                list(range(min(collapse_from, depth - 1), depth)),
+                {
+                    "attention_similarity": {"here": 0.97, "before": 0.4},
+                    "attention_similarity_centred": {"here": 0.9},
+                    "head_similarity": {"here": 0.2},
+                },
                 0.98,
+                to_end=True,
             ),
-            Finding(
-                "notice",
-                [depth - 1],
-                "Patch similarity of the last block is high (0.81).",
-                {"patch similarity": 0.81},
-            ),
+            Finding("notice", "patches_high", [depth - 1], {"patch_similarity": {"here": 0.81}}),
         ],
         cures=[
             Cure(
@@ -178,5 +175,7 @@ def _verdict(collapse_from: int | None, depth: int, similar: list[int]) -> Verdi
             )
         ],
         sureness="sure",
-        sureness_text="98% of 64 images show it by themselves",
+        agreement=0.98,
+        images=64,
+        counts=counts,
     )

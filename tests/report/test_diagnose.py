@@ -12,6 +12,7 @@ import deepvit
 from deepvit.collapse.chosen import displayed
 from deepvit.errors import UserError
 from deepvit.report import diagnose, load
+from deepvit.report.store import plain
 
 
 class Loader(list):
@@ -28,7 +29,7 @@ def test_it_is_public_and_writes_json_and_page(tmp_path):
     kept = load(tmp_path)
     assert kept.verdict == report.verdict
     assert kept.name == "made"
-    assert kept.to_dict(maps=False) == json.loads(json.dumps(report.metrics, allow_nan=False))
+    assert plain(kept, maps=False) == json.loads(json.dumps(report.metrics, allow_nan=False))
     assert kept.maps
     assert "all maps alike from block 3 on" in (tmp_path / "report.html").read_text()
 
@@ -188,3 +189,18 @@ def test_the_progress_bar_is_on_standard_error(capsys):
 def test_half_precision_models_are_measured():
     report = diagnose(network(depth=3, start=9).bfloat16(), [images(3)], progress=False)
     assert report.verdict.kind == "healthy"
+
+
+def test_measuring_needs_no_report():
+    from deepvit.collapse import measure
+
+    model, data = network("maps_alike", depth=6, start=3), images(4)
+    measured = measure(model, [data])
+    told = diagnose(model, [data], progress=False).measurements
+    assert type(measured.verdict).__name__ == "Verdict"
+    assert measured.series == told.series
+    assert measured.verdict == type(measured.verdict)(
+        **vars(told.verdict) | {"findings": measured.verdict.findings}
+    )
+    assert not any("Tokens were measured" in str(value) for value in measured.provenance.values())
+    assert any("Tokens were measured on 4 images" in note for note in told.provenance["notes"])

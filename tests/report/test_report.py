@@ -23,6 +23,7 @@ from deepvit.collapse.results import (
     VERSION,
     BlockFacts,
     BlockMap,
+    Counts,
     Cure,
     Finding,
     ImageMaps,
@@ -37,10 +38,13 @@ from deepvit.report import compare_reports, diagnose, load, report_html, save, w
 from deepvit.report.charts import profiles, shown_metrics, thresholds
 from deepvit.report.compare import compare_html, curve_charts, distinct_names, outcome_table
 from deepvit.report.cure_commands import command
+from deepvit.report.diagnosis import Report
+from deepvit.report.differences import differences, warnings
 from deepvit.report.page import number
 from deepvit.report.payload import numbers_csv, page_data
 from deepvit.report.pictures import maps_payload
-from deepvit.report.words import finding_rows, lead, measurement_facts, spoken_blocks
+from deepvit.report.spoken import speak, spoken
+from deepvit.report.words import finding_rows, lead, margins, measurement_facts, spoken_blocks
 
 EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\"'&"
 
@@ -79,7 +83,7 @@ def test_write_report_writes_json_and_page(tmp_path):
     path = write_report(results, tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     assert sorted(p.name for p in path.parent.iterdir()) == ["collapse.json", "report.html"]
-    assert load(path.parent) == results
+    assert load(path.parent) == spoken(results)
     assert load(path.parent / "collapse.json").to_dict() == results.to_dict()
     plain = json.loads((path.parent / "collapse.json").read_text())
     assert (plain["schema"], plain["version"]) == ("deepvit.collapse", 1)
@@ -90,9 +94,10 @@ def test_report_says_verdict_evidence_cure_and_command():
     results.provenance["train"] = {"options": ["--model", "vit_small", "--data", "digits"], "out": None}
     text = " ".join(Tags(report_html(results).decode()).texts)
     text = re.sub(r"\s+", " ", text)
-    assert results.verdict.headline in text
-    assert results.verdict.findings[0].sentence in text
-    assert "attention similarity with the previous block, mean" in text
+    verdict = speak(results.verdict)
+    assert verdict.headline in text
+    assert verdict.findings[0].sentence in text
+    assert "Attention like the block before, mean of these blocks" in text
     assert "0.970" in text
     assert "98%" in text
     assert results.similar.rule in text
@@ -150,7 +155,7 @@ def test_nobodys_text_becomes_markup():
     results = example_measurements(EVIL, depth=3, heads=2, grid=3, collapse_from=1, labels=[EVIL, EVIL + "2"])
     results.provenance["unreadable"] = [EVIL]
     results.model["class"] = EVIL
-    results.verdict.text = results.verdict.headline = EVIL
+    results.verdict.cures[0].why = EVIL
     results.blocks[0].name = EVIL
     curves = {EVIL: {EVIL: [[0, 1], [1, 2]]}}
     for page in (report_html(results), compare_html([results, results], curves, [{EVIL: EVIL}])):
@@ -243,14 +248,14 @@ def test_command_of_a_cure_trains_the_same_network_on_the_same_data():
         "  --cures reattention --cure_blocks 7-11 \\\n"
         "  --out 'my runs/a-reattention'"
     )
-    assert "--losses.patch_cosine 1 " in command(Cure("patch_cosine", "all", ""), results)
+    assert "--losses.patch_cosine 1 " in command(Cure("patch_cosine", "all", "", loss=True), results)
     assert "--cures layerscale \\" in command(Cure("layerscale", "all", ""), results)
     del results.provenance["train"]
     assert (
         command(Cure("layerscale", "all", ""), results)
         == "deepvit.cures.apply(model, 'layerscale', blocks='all')"
     )
-    assert command(Cure("patch_cosine", "all", ""), results) == (
+    assert command(Cure("patch_cosine", "all", "", loss=True), results) == (
         "diversity = deepvit.losses.Diversity(model, {'patch_cosine': 1.0})"
     )
 
@@ -320,7 +325,9 @@ def test_json_keeps_a_row_of_a_matrix_on_one_line(tmp_path):
 
 def test_documented_schema_names_every_field_and_metric():
     text = (Path(__file__).parents[2] / "docs" / "collapse-json.md").read_text("utf-8")
-    kinds = (Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, ImageMaps, BlockMap)
+    kinds = (
+        Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, Counts, ImageMaps, BlockMap,
+    )  # fmt: skip
     for kind in kinds:
         for entry in dataclasses.fields(kind):
             assert f"`{entry.name}`" in text, f"{kind.__name__}.{entry.name} is not documented"
@@ -362,7 +369,7 @@ def judged(**options) -> Measurements:
         "sharp": [0.0] * 10,
         "patches": [0.0] * 10,
     }
-    results.verdict = decide(results.blocks, results.series, shares)
+    results.verdict = speak(decide(results.blocks, results.series, shares))
     return results
 
 
@@ -386,9 +393,7 @@ def test_the_page_says_each_thing_of_a_real_verdict_once():
     assert rows[0]["sentence"] is None
     assert rows[1]["sentence"] == verdict.findings[1].sentence
     assert "Entropy" not in told
-    assert any(
-        what.startswith("Attention similarity with the previous block, ") for what in rows[0]["evidence"]
-    )
+    assert any(what.startswith("Attention like the block before, ") for what in rows[0]["evidence"])
     text = "".join(Tags(report_html(results).decode()).texts)
     for finding in verdict.findings:
         assert text.count(finding.sentence) == 1
@@ -464,7 +469,9 @@ def test_the_title_of_a_comparison_says_who_collapses(kinds, title):
     results = []
     for name, kind in zip("abc", kinds, strict=False):
         result = example_measurements(name, depth=2, heads=1, grid=2, images=0)
-        result.verdict.kind, result.verdict.collapsed = kind, kind in ("maps_alike", "sharp_maps")
+        collapsed = kind in ("maps_alike", "sharp_maps")
+        found = [Finding(kind, "maps_alike", [1], to_end=True)] if kind != "healthy" else []
+        result.verdict = Verdict(kind, collapsed, 1 if collapsed else None, found)
         results.append(result)
     assert f"<h1>{title}</h1>" in compare_html(results).decode()
 
@@ -489,3 +496,202 @@ def test_diagnose_hands_on_how_the_network_is_trained(tmp_path):
         "patch (3, 3)",
     ]
     assert queries[1]["at"] == [0.375, 0.375]
+
+
+def test_files_of_words_only_are_judged_again_from_their_numbers(tmp_path):
+    """The first files had sentences and no parts (their evidence named by words)."""
+    results = judged(collapse_from=5)
+    results.provenance["shares_of_images"] = {"alike": results.similar.images_share, "patches": [0.0] * 10}
+    old = results.to_dict(maps=False)
+    old["verdict"] = {
+        "kind": "maps_alike", "collapsed": True, "from_block": 5, "headline": "Collapse", "text": "Collapse. So.",
+        "findings": [
+            {"kind": "maps_alike", "blocks": [5, 6], "sentence": "So.", "evidence": {"entropy, mean": 0.1},
+             "images_share": 1.0},
+        ],
+        "cures": [{"name": "reattention", "blocks": "5-9", "why": "mixes"}],
+        "sureness": "sure", "sureness_text": "98% of images",
+    }  # fmt: skip
+    for image in old["maps"]:
+        for block in image["maps"]:
+            del block["patch"]
+    (tmp_path / "collapse.json").write_text(json.dumps(old))
+    read = load(tmp_path)
+    assert (read.verdict.kind, read.verdict.from_block) == ("maps_alike", 5)
+    assert read.verdict.findings[0].number("attention_similarity") == pytest.approx(0.97, abs=0.02)
+    assert read.verdict.headline == "Collapse: all maps alike from block 5 on"
+    assert "all maps alike from block 5 on" in report_html(read).decode()
+
+
+def test_the_json_has_the_words_beside_the_parts(tmp_path):
+    results = spoken(example_measurements(depth=4, heads=1, grid=2, images=0, collapse_from=2))
+    verdict = json.loads(save(results, tmp_path / "c.json").read_text())["verdict"]
+    assert verdict["headline"] == results.verdict.headline == "Collapse: all maps alike from block 2 on"
+    assert verdict["text"].startswith(verdict["headline"] + ". The maps of blocks 2 to 3 are alike")
+    assert verdict["findings"][0]["sentence"] in verdict["text"]
+    assert verdict["findings"][0]["evidence"]["attention_similarity, mean of these blocks"] == 0.97
+    assert verdict["findings"][0]["numbers"]["attention_similarity"] == {"here": 0.97, "before": 0.4}
+
+
+RUN = {
+    "model": "vit_tiny_patch16_224", "arguments": {"depth": 16}, "cures": [{"name": "reattention", "blocks": [8, 9, 10]}],
+    "losses": {"patch_cosine": 1.0}, "data": "digits", "images": 1437, "epochs": 20, "batch": 64, "seed": 3,
+    "weights": "ema", "results": [{"name": "validation accuracy", "value": 97.25, "unit": "%"}],
+    "curves": [
+        {"name": "validation accuracy", "unit": "%", "points": [[2, 60.0], [1, 50.0]]},
+        {"name": "validation accuracy", "unit": "%", "points": [[1, 1.0]]},
+        {"name": "training loss", "points": [[1, 2.0], [2, float("nan")]]},
+    ],
+}  # fmt: skip
+
+
+def words_of(page: bytes) -> str:
+    return re.sub(r"\s+", " ", " ".join(Tags(page.decode()).texts))
+
+
+def test_a_report_says_what_the_network_is_and_how_it_was_trained():
+    results = example_measurements(depth=4, heads=1, grid=2, images=0)
+    assert 'class="trained"' not in report_html(results).decode()
+    results.provenance["run"] = RUN
+    page = report_html(results)
+    text = words_of(page)
+    for words in (
+        "Model vit_tiny_patch16_224 (depth 16)", "Cures reattention in blocks 8-10", "Losses patch_cosine × 1",
+        "Data digits, 1,437 training images", "Trained 20 epochs, 64 images a step, seed 3, weights: ema",
+        "Reached validation accuracy 97.2%",
+    ):  # fmt: skip
+        assert words in text, words
+    curves = embedded(page)["curves"]
+    assert [(curve["title"], curve["unit"]) for curve in curves] == [
+        ("validation accuracy", "%"),
+        ("training loss", ""),
+    ]
+    assert (curves[0]["series"][0]["x"], curves[0]["series"][0]["y"]) == ([1.0, 2.0], [50.0, 60.0])
+    assert curves[1]["series"][0]["y"] == [2.0, None]
+    assert "run" not in measurement_facts(results)
+
+
+def test_random_weights_stand_in_the_header():
+    results = example_measurements(depth=4, heads=1, grid=2, images=0)
+    assert "andom weights" not in words_of(report_html(results))
+    results.provenance["weights"] = "random"
+    text = words_of(report_html(results))
+    assert "random weights" in text[: text.index(speak(results.verdict).headline, 200)]
+    assert "Random weights: nothing was loaded into this network" in text
+    assert "Random weights in example" in words_of(compare_html([results, results]))
+
+
+def test_a_comparison_says_what_differs_and_what_does_not_compare():
+    one, two = (example_measurements(name, depth=4, heads=1, grid=2, images=0) for name in ("one", "two"))
+    one.provenance |= {"run": RUN, "data": "digits"}
+    two.provenance |= {
+        "run": {**RUN, "epochs": 5, "cures": [], "data": "torch/cifar10"},
+        "data": "torch/cifar10",
+    }
+    table = differences([one, two], ["one", "two"])
+    assert table["rows"] == [
+        ["Cures", "reattention in blocks 8-10", "none"],
+        ["Data", "digits, 1,437 training images", "torch/cifar10, 1,437 training images"],
+        ["Epochs", "20", "5"],
+        ["Measured on", "digits", "torch/cifar10"],
+    ]
+    assert "seed 3" in table["same"]
+    text = words_of(compare_html([one, two]))
+    assert "Different budgets (20, 5 epochs)" in text
+    assert "Trained on different data (digits, torch/cifar10): accuracies do not compare." in text
+    assert "What differs" in text
+    assert warnings([one, one]) == []
+    assert differences([one], ["one"]) is None
+    unknown = example_measurements("three", depth=4, heads=1, grid=2, images=0)
+    assert "known of 1 of 2 networks" in warnings([one, unknown])[0]
+    small = example_measurements("small", depth=4, heads=1, grid=3, images=0)
+    assert any("input sizes (32×32, 48×48)" in each for each in warnings([unknown, small]))
+
+
+def test_curves_have_the_names_that_people_use_and_no_line_twice():
+    runs = {
+        "a": {
+            "val/top1": [[1, 2], [2, 3]],
+            "train/loss": [[1, 2], [2, 1]],
+            "train/loss_ce": [[1, 2], [2, 1]],
+        },
+        "b": {
+            "val/top1": [[1, 2], [2, 5]],
+            "train/loss": [[1, 3], [2, 1]],
+            "train/loss_ce": [[1, 3], [2, 1]],
+        },
+    }
+    charts = curve_charts(runs, ["a", "b"], "epoch", {"val/top1": "validation accuracy, %"})
+    assert [(chart["title"], chart["unit"]) for chart in charts] == [
+        ("validation accuracy", "%"),
+        ("training loss", ""),
+    ]
+    runs["b"]["train/loss_ce"][0][1] = 2.5
+    assert len(curve_charts(runs, ["a", "b"], "epoch")) == 3
+
+
+def test_a_healthy_report_says_how_far_it_is_from_each_collapse():
+    results = judged(collapse_from=None)
+    results.provenance["thresholds"] = {
+        "alike_centred": 0.5, "uniform_share_of_keys": 0.95, "sharp_keys": 2.0, "patches_alike": 0.9,
+    }  # fmt: skip
+    rows = margins(results)
+    alike = results.series["attention_similarity"].values
+    assert (rows[0]["what"], rows[0]["value"], rows[0]["rule"]) == (
+        "all maps alike",
+        max(alike[1:]),
+        "from 0.90",
+    )
+    assert rows[0]["block"] == alike.index(max(alike[1:]))
+    assert [row["what"] for row in rows] == [
+        "all maps alike",
+        "maps uniform",
+        "maps too sharp",
+        "patches alike",
+    ]
+    assert (rows[2]["value"], rows[2]["rule"]) == (0.6, "below 0.30")  # log 2 / log 10
+    assert (rows[3]["block"], rows[3]["value"]) == (9, 0.95)
+    assert "How far from a collapse" in words_of(report_html(results))
+    assert margins(judged(collapse_from=5)) == []
+    mixed = judged(collapse_from=None, mixed=True)
+    mixed.provenance["thresholds"] = results.provenance["thresholds"]
+    assert "contrast" in margins(mixed)[1]["metric"]
+
+
+def test_the_scale_of_cka_starts_where_its_values_do():
+    results = example_measurements(depth=4, heads=1, grid=2, images=0)
+    assert embedded(report_html(results))["models"][0]["matrices"]["cka"]["zero"] == 0
+    results.matrices["cka"] = [[1.0, 0.93, 0.91, None]] * 4
+    data = embedded(report_html(results))["models"][0]["matrices"]
+    assert data["cka"]["zero"] == 0.9
+    assert data["attention_similarity"]["zero"] == 0
+
+
+def test_the_paper_has_a_name():
+    text = report_html(example_measurements(depth=4, heads=1, grid=2)).decode()
+    assert "as in the paper" not in text
+    assert "DeepViT (Zhou et al. 2021)" in text
+
+
+def test_mixed_maps_are_no_shares():
+    results = example_measurements(depth=3, heads=2, grid=3, mixed=True)
+    layer = embedded(report_html(results))["models"][0]["maps"]["layers"][0][0]
+    assert layer["mixed"]
+    assert layer["even"] == pytest.approx(1 / results.blocks[0].keys, rel=1e-6)
+
+
+def test_reports_in_three_lines_and_in_a_notebook():
+    results = spoken(example_measurements(EVIL, depth=4, heads=1, grid=2, images=0, collapse_from=2))
+    report = Report(results, [Path("out/report.html")])
+    lines = repr(report).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("  Collapse: all maps alike from block 2 on (sure: 98% of 64 images show it")
+    assert lines[2] == "  out/report.html"
+    assert len(repr(results).splitlines()) == 3
+    assert "maps_alike from block 2 (sure)" in repr(results)
+    for piece in (report._repr_html_(), results._repr_html_()):
+        parsed = Tags(piece)
+        assert not [tag for tag, _ in parsed.tags if tag in ("script", "img")]
+        assert EVIL in "".join(parsed.texts)
+        assert "Collapse: all maps alike from block 2 on" in piece
+        assert piece.count("<td title=") == 12

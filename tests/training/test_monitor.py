@@ -33,7 +33,7 @@ def test_three_lines_in_any_loop():
 
 def test_numbers_are_those_of_a_diagnosis():
     model, data = network("maps_alike", depth=6, start=3), images(4)
-    with pytest.warns(CollapseWarning, match="all maps alike from block 3 on at step 7"):
+    with pytest.warns(CollapseWarning, match="at step 7: all maps alike from block 3 on"):
         numbers = CollapseProbe(model, data).measure(7)
     series = diagnose(model, [data], progress=False).measurements.series
     for key in LOGGED:

@@ -1,4 +1,4 @@
-"""Running sums of all attention metrics: maps come in block by block and are gone after the batch.
+"""Running sums of all attention metrics, by their records: maps come in block by block and are gone after the batch.
 
 Legend: B images, W windows per image, H heads, Q queries, K keys, S compared columns.
 """
@@ -8,21 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepvit.capturing import MapLayout
-from deepvit.collapse.metrics import (
-    attention_distance,
-    attention_entropy,
-    effective_rank,
-    is_distribution,
-    map_contrast,
-    weighted_columns,
-)
+from deepvit.collapse.catalogue import of_stage
+from deepvit.collapse.metrics import is_distribution, weighted_columns
 from deepvit.collapse.metrics.cross import SIMILAR_THRESHOLD, pairwise
-from deepvit.collapse.metrics.maps import head_similarity_of
+from deepvit.collapse.metrics.metric import computed
 from deepvit.collapse.moments import Moments
 from deepvit.collapse.plan import Plan, spread_evenly
 from deepvit.collapse.rows import Row
@@ -93,10 +88,13 @@ class AttentionSums:
         self._now: dict[tuple[str, int], Tensor] = {}
         self._whole: dict[int, Tensor] = {}
         self._images: list[int] = []
+        self._few: list[int] = []
+        self._metrics = of_stage("maps", plan.metrics)
 
     def begin(self, images: Sequence[int]) -> None:
         """Start a forward pass over the images with these numbers."""
         self._images = list(images)
+        self._few = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
         self._now.clear()
         self._softmax.clear()
         self._whole.clear()
@@ -113,27 +111,39 @@ class AttentionSums:
             return
         number = self.position[key]
         row = self.rows[number]
-        softmax = self._softmax.pop(number, None)
-        if softmax is not None:
-            row.facts.mixed = True
+        mixed_from = self._softmax.pop(number, None)
+        row.facts.mixed = row.facts.mixed or mixed_from is not None
+        softmax = maps if mixed_from is None else mixed_from
         if row.facts.kind == "windowed":
-            self._whole[number] = _unmasked(maps if softmax is None else softmax)
-        self._softmax_metrics(number, maps if softmax is None else softmax)
-        self._take("map_contrast", number, map_contrast(maps))
-        ranked = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
-        if ranked and row.facts.kind != "class":
-            picked = maps.unflatten(0, (len(self._images), -1))[ranked]
-            queries = spread_evenly(maps.shape[-2], self.plan.rank_rows, maps.device)
-            rank = effective_rank(picked.index_select(-2, queries)).mean(dim=(1, 2))
-            self.series["map_rank"][number].add(rank)
-        if row.facts.group is None:
-            return
-        sample = self._samples[number]
+            self._whole[number] = _unmasked(softmax)
+        columns = None if row.facts.group is None else self._compare(number, maps, mixed_from)
+        supply: dict[str, Callable[[], Any]] = {
+            "maps": lambda: maps,
+            # Entropy and distance are not defined for anything but distributions.
+            "softmax": lambda: softmax if is_distribution(softmax) else None,
+            "few_rows": lambda: self._few_rows(row, maps),
+            "columns": lambda: columns,
+            "map_layout": lambda: row.layout,
+        }
+        for metric, values in computed(self._metrics, supply):
+            self._take(metric.key, number, values)
+
+    def _few_rows(self, row: Row, maps: Tensor) -> Tensor | None:
+        """Evenly spaced rows of the maps of few images, [b*W,H,q,K]; none where only the class token asks."""
+        if not self._few or row.facts.kind == "class":
+            return None
+        picked: Tensor = maps.unflatten(0, (len(self._images), -1))[self._few].flatten(0, 1)
+        return picked.index_select(-2, spread_evenly(maps.shape[-2], self.plan.rank_rows, maps.device))
+
+    def _compare(self, number: int, maps: Tensor, mixed_from: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Keep the columns that ``end`` compares across blocks; these columns are returned, with weights."""
+        group, sample = self.rows[number].facts.group, self._samples[number]
+        assert group is not None
         units, present = weighted_columns(maps, sample)
-        self._take("head_similarity", number, head_similarity_of(units, present, sample.weight))
-        self._columns[row.facts.group].put(number, units, present)
-        self._centred[row.facts.group].put(number, *weighted_columns(maps, sample, centred=True))
-        self._softmax_similarity(number, softmax, (units, present))
+        self._columns[group].put(number, units, present)
+        self._centred[group].put(number, *weighted_columns(maps, sample, centred=True))
+        self._softmax_similarity(number, mixed_from, (units, present))
+        return units, present, sample.weight
 
     def end(self) -> None:
         """Finish the forward pass: similarities of all pairs, and the state of each block in each image."""
@@ -160,20 +170,6 @@ class AttentionSums:
                 torch.where(block.similarity.isnan(), torch.nan, similar.double())
             )
         self._now.clear()
-
-    def _softmax_metrics(self, number: int, maps: Tensor) -> None:
-        """Entropy and distance: of the softmax map, because they are not defined for anything else."""
-        if not is_distribution(maps):
-            return
-        layout = self.rows[number].layout
-        per_head = {"entropy": attention_entropy(maps)}
-        if layout.query_grid and layout.key_grid and layout.query_prefix == layout.key_prefix:
-            grids = layout.query_grid, layout.query_prefix, layout.key_grid
-            per_head["attention_distance"] = attention_distance(maps, *grids)
-        for key, values in per_head.items():
-            values = self._per_image(values, number)
-            self.per_head[key][number].add(values)
-            self._now[key, number] = values.nanmean(-1)
 
     def _softmax_similarity(self, number: int, softmax: Tensor | None, own: tuple[Tensor, Tensor]) -> None:
         """Similarity with the previous block before heads are mixed, where either of the two mixes."""
@@ -208,14 +204,27 @@ class AttentionSums:
         )
 
     def _take(self, key: str, number: int, values: Tensor) -> None:
-        self._now[key, number] = self._per_image(values, number)
+        """Keep one metric of one block, [B*W] or [B*W,H]: of all images of this pass, or of its few."""
+        few = values.shape[0] // self.rows[number].layout.windows != len(self._images)
+        values = self._per_image(values, number, self._few if few else None)
+        if values.ndim > 1:
+            self.per_head[key][number].add(values)
+            values = values.nanmean(-1)
+        if few:
+            self.series[key][number].add(values)
+        else:
+            self._now[key, number] = values
 
-    def _per_image(self, values: Tensor, number: int) -> Tensor:
+    def _per_image(self, values: Tensor, number: int, places: list[int] | None = None) -> Tensor:
         """Mean over the windows of each image that are whole: [B*W, ...] -> [B, ...]."""
+        count = len(self._images) if places is None else len(places)
+        values = values.unflatten(0, (count, -1))
         whole = self._whole.get(number)
         if whole is not None:
-            values = values.masked_fill(~whole.view(-1, *[1] * (values.ndim - 1)), torch.nan)
-        mean: Tensor = values.unflatten(0, (len(self._images), -1)).nanmean(1)
+            whole = whole.unflatten(0, (len(self._images), -1))
+            whole = whole if places is None else whole[places]
+            values = values.masked_fill(~whole.view(*whole.shape, *[1] * (values.ndim - 2)), torch.nan)
+        mean: Tensor = values.nanmean(1)
         return mean
 
 

@@ -61,36 +61,36 @@ class ChosenMaps:
         if row is None or layout.windows > 1 or layout.key_grid is None:
             return
         for place, image in self._now:
+            asked: list[tuple[str, Tensor, list[int] | None]]
             if layout.query_prefix > 0:
-                asked = {"class token": maps[place, :, 0]}
+                asked = [("class token", maps[place, :, 0], None)]
             else:
-                asked = {"mean of all queries": maps[place].mean(-2)}
-            for name, query in self._patches(layout).items():
-                asked[name] = maps[place, :, query]
-            for name, rows in asked.items():
+                asked = [("mean of all queries", maps[place].mean(-2), None)]
+            for r, c in self._patches(layout):
+                query = layout.query_prefix + r * layout.key_grid[1] + c
+                asked.append((f"patch ({r}, {c})", maps[place, :, query], [r, c]))
+            for name, rows, patch in asked:
                 values = rows[:, layout.key_prefix :].unflatten(-1, layout.key_grid)
-                image.maps.append(_encoded(row.facts.index, name, values.to("cpu", torch.float32)))
+                image.maps.append(_encoded(row.facts.index, name, values.to("cpu", torch.float32), patch))
 
-    def _patches(self, layout: MapLayout) -> dict[str, int]:
-        """Patches that ask: name → number among the queries."""
+    def _patches(self, layout: MapLayout) -> list[tuple[int, int]]:
+        """Patches that ask, by row and column."""
         grid = layout.query_grid
         if grid is None or grid != layout.key_grid or min(grid) < len(_ASKING):
-            return {}
+            return []
         cells = grid[0] * grid[1]
         if layout.heads * cells * (1 + len(_ASKING)) * len(self.rows) > _BYTES_AN_IMAGE:
-            return {}
-        places = [(int(down * grid[0]), int(across * grid[1])) for down, across in _ASKING]
-        return {f"patch ({r}, {c})": layout.query_prefix + r * grid[1] + c for r, c in places}
+            return []
+        return [(int(down * grid[0]), int(across * grid[1])) for down, across in _ASKING]
 
 
-def _encoded(block: int, query: str, values: Tensor) -> BlockMap:
+def _encoded(block: int, query: str, values: Tensor, patch: list[int] | None = None) -> BlockMap:
     low, high = float(values.min()), float(values.max())
     # A constant map has no range; every byte is then 0 and stands for `low`.
     scale = 255.0 / (high - low) if high > low else 0.0
     levels = ((values - low) * scale).round().clamp(0, 255).to(torch.uint8)
-    return BlockMap(
-        block, query, list(values.shape), low, high, base64.b64encode(levels.numpy().tobytes()).decode()
-    )
+    data = base64.b64encode(levels.numpy().tobytes()).decode()
+    return BlockMap(block, query, list(values.shape), low, high, data, patch)
 
 
 def displayed(image: Tensor, normalize: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:

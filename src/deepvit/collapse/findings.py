@@ -1,120 +1,115 @@
-"""Where in depth a state holds: from per-block numbers to the stretch of blocks that a verdict names."""
+"""From stretches of blocks to findings: which numbers each rests on. No words: those are the report's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import torch
+from deepvit.collapse.metrics.cross import similar_blocks
+from deepvit.collapse.results import BlockFacts, Counts, Finding, Series
+from deepvit.collapse.states import PATCHES_HIGH
+from deepvit.collapse.stretches import Stretch, mean_at, number_at
 
-from deepvit.collapse.results import BlockFacts, Series
-from deepvit.collapse.states import (
-    UNTRAINED_SHARE_OF_KEYS,
-    BlockNumbers,
-    has_patches_alike,
-    is_alike,
-    is_sharp,
-    is_uniform,
-)
+# Neighbouring maps that differ less than this are told to be close, below the threshold for similar.
+_NEARLY_ALIKE = 0.7
+# What each kind of collapse rests on; the first is also told of the blocks before.
+RESTS_ON = {
+    "maps_alike": ("attention_similarity", "attention_similarity_centred", "head_similarity"),
+    "uniform_maps": ("entropy", "map_contrast"),
+    "sharp_maps": ("entropy", "map_rank"),
+    "patches_alike": ("patch_similarity", "patch_similarity_signed", "rank_one_distance"),
+}
 
-# So many of the blocks from the first to the end must be in the state: an exception does not break a stretch.
-_SHARE_OF_STRETCH = 0.75
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Positions (in the list of blocks) in one state.
-
-    ``first``: where it is first met; ``start``: where the collapse begins, which is one earlier when what
-    is met is that a block repeats the one before. ``to_end``: it holds to the last block that can be in the
-    state.
-    """
-
-    kind: str
-    start: int
-    first: int
-    members: tuple[int, ...]
-    to_end: bool
+Numbers = Mapping[str, Series]
+Shares = Mapping[str, Sequence[float | None]]
 
 
-def block_states(blocks: Sequence[BlockFacts], series: Mapping[str, Series]) -> dict[str, list[bool | None]]:
-    """For each kind of collapse, and "untrained", whether each block's means show it; ``None``: unknown."""
-    states: dict[str, list[bool | None]] = {
-        kind: [] for kind in ("maps_alike", "uniform_maps", "sharp_maps", "patches_alike", "untrained")
-    }
-    for position, block in enumerate(blocks):
-        similarity = number_at(series, "attention_similarity", position)
-        entropy = number_at(series, "entropy", position)
-        patches = number_at(series, "patch_similarity", position)
-        numbers = BlockNumbers(
-            similarity=_tensor(similarity),
-            centred=_tensor(number_at(series, "attention_similarity_centred", position)),
-            entropy=_tensor(entropy),
-            contrast=_tensor(number_at(series, "map_contrast", position)),
-            keys=block.keys or 0,
-            mixed=block.mixed,
-        )
-        has_maps = entropy is not None and block.kind != "class"
-        states["maps_alike"].append(None if similarity is None else bool(is_alike(numbers)))
-        states["uniform_maps"].append(bool(is_uniform(numbers)) if has_maps else None)
-        untrained = bool(is_uniform(numbers, UNTRAINED_SHARE_OF_KEYS))
-        states["untrained"].append(untrained if has_maps else None)
-        states["sharp_maps"].append(bool(is_sharp(numbers)) if has_maps else None)
-        states["patches_alike"].append(None if patches is None else bool(has_patches_alike(_tensor(patches))))
-    return states
+def of_stretch(stretch: Stretch, blocks: Sequence[BlockFacts], series: Numbers, shares: Shares) -> Finding:
+    """What a stretch of blocks shows."""
+    inside = stretch.members
+    keys = RESTS_ON[stretch.kind]
+    numbers = _means(series, keys, inside)
+    before = mean_at(series, keys[0], range(stretch.first))
+    if before is not None and keys[0] in numbers:
+        numbers[keys[0]]["before"] = before
+    if stretch.kind == "sharp_maps":
+        attended = [
+            math.exp(value * math.log(blocks[p].keys or 1))
+            for p in inside
+            if (value := number_at(series, "entropy", p)) is not None
+        ]
+        most = float(blocks[inside[0]].keys or 0)
+        numbers["attended_keys"] = {"here": sum(attended) / len(attended), "of": most}
+    return Finding(
+        stretch.kind,
+        stretch.kind,
+        [blocks[position].index for position in sorted({stretch.start, *inside})],
+        numbers,
+        share(shares.get(stretch.kind), inside),
+        stretch.to_end,
+    )
 
 
-def find_stretch(kind: str, flags: Sequence[bool | None], least: int = 2) -> Stretch | None:
-    """The stretch of blocks in a state: one that lasts to the end of the network, else the longest.
-
-    To the end: the earliest block from which on at least three quarters of the blocks are in the state, it
-    and the next one among them, and ``least`` in all. Else: a run of at least ``least`` blocks and a sixth
-    of the depth.
-    """
-    known = [position for position, flag in enumerate(flags) if flag is not None]
-    if not known:
-        return None
-    for place, position in enumerate(known):
-        rest = known[place:]
-        members = [p for p in rest if flags[p]]
-        begins = all(flags[p] for p in rest[:2])
-        if (
-            begins
-            and len(members) >= min(least, len(known))
-            and len(members) >= _SHARE_OF_STRETCH * len(rest)
-        ):
-            return _stretch(kind, position, members, True)
-    runs: list[list[int]] = []
-    previous_flag = False
-    for position in known:
-        if flags[position] and previous_flag:
-            runs[-1].append(position)
-        elif flags[position]:
-            runs.append([position])
-        previous_flag = bool(flags[position])
-    longest = max(runs, key=len, default=[])
-    if len(longest) >= max(least, math.ceil(len(known) / 6)):
-        return _stretch(kind, longest[0], longest, False)
-    return None
+def of_untrained(blocks: Sequence[BlockFacts], series: Numbers, shares: Shares) -> Finding:
+    """That the softmax maps of every block are near uniform."""
+    positions = [p for p in range(len(blocks)) if number_at(series, "entropy", p) is not None]
+    # Of the softmax maps: what mixing makes of near-uniform maps is a matter of its signs.
+    keys = ("entropy", "softmax_similarity", "attention_similarity", "attention_similarity_centred")
+    return Finding(
+        "untrained_or_uniform",
+        "untrained_or_uniform",
+        [blocks[position].index for position in positions],
+        _means(series, keys, positions),
+        share(shares.get("untrained"), positions),
+        to_end=True,
+    )
 
 
-def _stretch(kind: str, first: int, members: Sequence[int], to_end: bool) -> Stretch:
-    # A block that repeats its predecessor: the map that is repeated belongs to the stretch.
-    start = max(0, first - 1) if kind == "maps_alike" else first
-    return Stretch(kind, start, first, tuple(members), to_end)
+def notices(blocks: Sequence[BlockFacts], series: Numbers, kinds: set[str], uniform: bool) -> list[Finding]:
+    """What the numbers say besides: worth knowing, and no collapse by the rules."""
+    found = []
+    deep = range(len(blocks) // 2, len(blocks))
+    similarity = mean_at(series, "attention_similarity", deep)
+    if not uniform and "maps_alike" not in kinds and similarity is not None and similarity >= _NEARLY_ALIKE:
+        numbers = {"attention_similarity": {"here": similarity}}
+        found.append(Finding("notice", "close_maps", [blocks[p].index for p in deep], numbers))
+    mixed = [p for p, block in enumerate(blocks) if block.mixed]
+    numbers = _means(series, ("softmax_similarity", "attention_similarity"), mixed)
+    if len(numbers) == 2 and not uniform:  # that finding has both numbers itself
+        found.append(Finding("notice", "mixed_maps", [blocks[p].index for p in mixed], numbers))
+    last = max(
+        (p for p in range(len(blocks)) if number_at(series, "patch_similarity", p) is not None), default=None
+    )
+    if last is not None and "patches_alike" not in kinds:
+        numbers = _means(series, ("patch_similarity",), [last])
+        if numbers["patch_similarity"]["here"] >= PATCHES_HIGH:
+            if similarity is not None:
+                numbers["attention_similarity"] = {"deeper_half": similarity}
+            found.append(Finding("notice", "patches_high", [blocks[last].index], numbers))
+    return found
 
 
-def number_at(series: Mapping[str, Series], key: str, position: int) -> float | None:
-    """A metric's mean in one block; ``None`` where it was not measured."""
-    return series[key].values[position] if key in series else None
+def counts_of(blocks: Sequence[BlockFacts], series: Numbers) -> Counts:
+    """How many blocks count as similar, and the patch similarity at both ends: stated in every verdict."""
+    counts = Counts(mixed=sum(block.mixed for block in blocks))
+    if "attention_similarity" in series:
+        values = series["attention_similarity"].values
+        known = [value for value in values if value is not None]
+        counts.similar, counts.comparable = len(similar_blocks(values)), len(known)
+        counts.lowest, counts.highest = min(known, default=None), max(known, default=None)
+    if "patch_similarity" in series:
+        pairs = zip(blocks, series["patch_similarity"].values, strict=True)
+        found = [[float(block.index), value] for block, value in pairs if value is not None]
+        counts.patches = [found[0], found[-1]] if found else []
+    return counts
 
 
-def mean_at(series: Mapping[str, Series], key: str, positions: Sequence[int]) -> float | None:
-    """Mean of a metric over blocks that have it."""
-    values = [value for p in positions if (value := number_at(series, key, p)) is not None]
-    return sum(values) / len(values) if values else None
+def share(values: Sequence[float | None] | None, positions: Sequence[int]) -> float | None:
+    """Mean over blocks of the share of images in which each is in a state."""
+    known = [value for p in positions if values is not None and (value := values[p]) is not None]
+    return sum(known) / len(known) if known else None
 
 
-def _tensor(value: float | None) -> torch.Tensor:
-    return torch.tensor(math.nan if value is None else value, dtype=torch.float64)
+def _means(series: Numbers, keys: Sequence[str], positions: Sequence[int]) -> dict[str, dict[str, float]]:
+    found = {key: mean_at(series, key, positions) for key in keys}
+    return {key: {"here": value} for key, value in found.items() if value is not None}

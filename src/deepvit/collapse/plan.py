@@ -25,7 +25,8 @@ class Plan:
     image. ``patch_limit``: patches of an image that patch similarity, feature similarity and token rank
     see. ``rank_rows``: queries of a map that its rank sees. ``alignment_tokens``: tokens that CKA rests on,
     spread over the images; 0 leaves it out. ``attention_chunk`` and ``token_chunk``: images in one forward
-    pass with and without maps, so that memory stays bounded.
+    pass with and without maps, so that memory stays bounded. ``metrics``: keys of those that are taken besides
+    the similarities of blocks; ``None`` is all.
     """
 
     attention_every: int = 1
@@ -36,6 +37,7 @@ class Plan:
     alignment_per_image: int = 16
     attention_chunk: int = 8
     token_chunk: int = 32
+    metrics: frozenset[str] | None = None
 
     def wants_attention(self, image: int) -> bool:
         """Whether attention is measured on the image with this number (counted from 0)."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from deepvit.capturing import capture
 from deepvit.collapse import collect
+from deepvit.collapse.catalogue import KINDS, METRICS
+from deepvit.collapse.findings import RESTS_ON
 from deepvit.collapse.plan import Plan
 from deepvit.collapse.results import Verdict
 from deepvit.collapse.rows import Row, rows_of
@@ -27,10 +29,31 @@ LOGGED = (
     "patch_similarity",
     "rank_one_distance",
 )
+# What is logged, and what the verdict rests on and judges by.
+_TAKEN = frozenset({*LOGGED, "map_contrast", *(key for keys in RESTS_ON.values() for key in keys)})
 
 
 class CollapseWarning(UserWarning):
-    """Attention collapse has set in during training."""
+    """Attention collapse has set in during training: ``verdict`` in parts, and the ``step``, if there is one.
+
+    The line that it prints is short; the whole verdict is what ``deepvit.diagnose`` writes.
+    """
+
+    def __init__(self, verdict: Verdict, step: int | None = None) -> None:
+        self.verdict, self.step = verdict, step
+        self.numbers = {} if verdict.main is None else verdict.main.numbers
+        super().__init__(verdict, step)
+
+    def __str__(self) -> str:
+        at = "" if self.step is None else f" at step {self.step}"
+        numbers = (
+            f"{METRICS[key].title.lower()} {means['here']:.2f}"
+            for key, means in self.numbers.items()
+            if key in METRICS
+        )
+        answers = ", ".join(f"{cure.name} ({cure.blocks})" for cure in self.verdict.cures[:3])
+        words = f"Collapse{at}: {KINDS[self.verdict.kind]} from block {self.verdict.from_block} on; "
+        return words + "; ".join([*numbers, f"what answers it: {answers}"])
 
 
 class CollapseProbe:
@@ -95,7 +118,12 @@ class CollapseProbe:
             # Attention on the first images only: no ranks and no CKA, which cost most.
             every = max(1, len(self.images) // self.attention_images)
             plan = Plan(
-                attention_every=every, rank_every=0, alignment_tokens=0, attention_chunk=8, token_chunk=64
+                attention_every=every,
+                rank_every=0,
+                alignment_tokens=0,
+                attention_chunk=8,
+                token_chunk=64,
+                metrics=_TAKEN,
             )
             measured = Pass(self.model, self._rows, plan)
             numbers = list(range(len(self.images)))
@@ -115,9 +143,7 @@ class CollapseProbe:
         logged["collapse/similar_blocks"] = float(len(similar.blocks))
         if self.verdict.collapsed and not self.warned:
             self.warned = True
-            at = "" if step is None else f" at step {step}"
-            rest = self.verdict.text.removeprefix(self.verdict.headline)
-            warnings.warn(f"{self.verdict.headline}{at}{rest}", CollapseWarning, stacklevel=2)
+            warnings.warn(CollapseWarning(self.verdict, step), stacklevel=2)
         self.seconds = time.perf_counter() - started
         self.total_seconds += self.seconds
         logged["collapse/seconds"] = self.seconds

@@ -11,7 +11,7 @@ from deepvit.collapse.results import Cure
 def cures_for(kind: str, blocks: Sequence[int], indices: Sequence[int]) -> list[Cure]:
     """Losses and cures that answer a finding of this kind in these blocks, as their registries say; ``indices`` are
     all blocks of the network."""
-    own = [Cure(name, "all", why) for name, why in losses.answering(kind)]
+    own = [Cure(name, "all", why, loss=True) for name, why in losses.answering(kind)]
     place = block_range(blocks, indices)
     return own + [Cure(name, place, why) for name, why in cures.answering(kind)]
 

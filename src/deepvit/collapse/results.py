@@ -8,7 +8,7 @@ Blocks are counted from 0, as in their names.
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCHEMA = "deepvit.collapse"
@@ -76,8 +76,8 @@ class BlockMap:
     """What one query attends to in one block, per head, over the grid of patches, as bytes.
 
     The value at (head, row, column) is ``low + (high - low) * byte / 255``. ``low`` is negative where mixed
-    maps are. ``query`` is "class token", "mean of all queries" or "patch (row, column)". ``data`` is base64
-    of heads*rows*columns bytes.
+    maps are. ``query`` names who looks, "class token", "mean of all queries" or a patch, whose place
+    [row, column] is ``patch``. ``data`` is base64 of heads*rows*columns bytes.
     """
 
     block: int
@@ -86,6 +86,7 @@ class BlockMap:
     low: float
     high: float
     data: str
+    patch: list[int] | None = None
 
     def bytes(self) -> bytes:
         """The bytes themselves, in the order head, row, column."""
@@ -108,18 +109,25 @@ class ImageMaps:
 
 @dataclass
 class Finding:
-    """One thing that the figures say.
+    """One thing that the numbers say, in parts; ``deepvit.report`` makes the sentence.
 
-    ``kind``: see ``Verdict.kind``; "notice" for what is worth saying but is no collapse. ``evidence`` maps
-    what was compared ("entropy, mean of blocks 8 to 11") to its number. ``images_share`` is the share of
-    images that show it by themselves.
+    ``kind``: see ``Verdict.kind``; "notice" for what is worth saying but is no collapse. ``about`` is what it
+    says: a kind, also where it is only a notice, or "close_maps", "mixed_maps", "patches_high". ``numbers``:
+    what was compared (a metric, or "attended_keys") → over which blocks → mean; "here" are the finding's
+    own ``blocks``, "before" all blocks before them, "deeper_half" says itself, "of" is the most there can be.
+    ``images_share`` is the share of images that show it by themselves. ``to_end``: it holds to the last block.
     """
 
     kind: str
+    about: str
     blocks: list[int]
-    sentence: str
-    evidence: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, dict[str, float]] = field(default_factory=dict)
     images_share: float | None = None
+    to_end: bool = False
+
+    def number(self, metric: str, where: str = "here") -> float | None:
+        """One of the numbers; ``None`` where it was not measured."""
+        return self.numbers.get(metric, {}).get(where)
 
 
 @dataclass
@@ -129,6 +137,24 @@ class Cure:
     name: str
     blocks: str
     why: str
+    loss: bool = False
+
+
+@dataclass
+class Counts:
+    """What every verdict states, whatever it says.
+
+    ``similar`` of ``comparable`` blocks meet the rule of similar blocks; ``lowest`` and ``highest`` are the
+    ends of their attention similarity. ``patches``: patch similarity after the first and the last block,
+    as [block, value]. ``mixed``: in how many blocks heads are mixed, so that these maps are the mixed ones.
+    """
+
+    similar: int = 0
+    comparable: int = 0
+    lowest: float | None = None
+    highest: float | None = None
+    patches: list[list[float]] = field(default_factory=list)
+    mixed: int = 0
 
 
 @dataclass
@@ -137,22 +163,30 @@ class Verdict:
 
     ``kind`` is "healthy", "maps_alike", "uniform_maps", "sharp_maps", "patches_alike", or
     "untrained_or_uniform" (all maps near uniform: an untrained network looks like that, so it is not called
-    collapse). ``collapsed`` is true for the middle four. ``from_block`` counts from 0. ``sureness`` is
-    "sure", "likely" or "unsure".
+    collapse). ``collapsed`` is true for the middle four. ``from_block`` counts from 0. The finding that
+    names the verdict comes first in ``findings``, notices last. ``sureness`` is "sure", "likely" or "unsure":
+    by ``agreement``, the share of ``images`` that show it by themselves (``None``: not measured).
+
+    These are the parts; the words that they make are joined by ``deepvit.report``.
     """
 
     kind: str
     collapsed: bool
     from_block: int | None
-    headline: str
-    text: str
     findings: list[Finding] = field(default_factory=list)
     cures: list[Cure] = field(default_factory=list)
     sureness: str = "sure"
-    sureness_text: str = ""
+    agreement: float | None = None
+    images: int = 0
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def main(self) -> Finding | None:
+        """The finding that names the verdict; ``None`` when it is healthy."""
+        return next((found for found in self.findings if found.kind == self.kind), None)
 
 
-@dataclass
+@dataclass(repr=False)
 class Measurements:
     """All results of one diagnosis.
 
@@ -173,6 +207,16 @@ class Measurements:
     provenance: dict[str, Any]
     maps: list[ImageMaps] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        """Three lines: of what, the verdict's parts, and what was measured (all of it would be many pages)."""
+        verdict = self.verdict
+        start = "" if verdict.from_block is None else f" from block {verdict.from_block}"
+        return (
+            f"{type(self).__name__} of {self.name}: {len(self.blocks)} blocks, {self.provenance.get('images', '?')} images\n"
+            f"  verdict: {verdict.kind}{start} ({verdict.sureness})\n"
+            f"  series: {', '.join(self.series)}"
+        )
+
     def to_dict(self, maps: bool = True) -> dict[str, Any]:
         """Plain JSON values, headed by schema and version; ``maps=False`` leaves images and maps out."""
         plain = asdict(self)
@@ -189,21 +233,45 @@ class Measurements:
             raise ValueError(
                 f"collapse report of version {plain.get('version')!r}, this package reads version {VERSION}"
             )
-        verdict = dict(plain["verdict"])
-        verdict["findings"] = [Finding(**entry) for entry in verdict["findings"]]
-        verdict["cures"] = [Cure(**entry) for entry in verdict["cures"]]
+        blocks = [BlockFacts(**entry) for entry in plain["blocks"]]
+        series = {key: Series(**entry) for key, entry in plain["series"].items()}
         return cls(
             name=plain["name"],
             model=plain["model"],
-            blocks=[BlockFacts(**entry) for entry in plain["blocks"]],
-            series={key: Series(**entry) for key, entry in plain["series"].items()},
+            blocks=blocks,
+            series=series,
             per_head=plain["per_head"],
             matrices=plain["matrices"],
             similar=SimilarBlocks(**plain["similar"]),
-            verdict=Verdict(**verdict),
+            verdict=_verdict(plain, blocks, series),
             provenance=plain["provenance"],
             maps=[
                 ImageMaps(**{**entry, "maps": [BlockMap(**block) for block in entry["maps"]]})
                 for entry in plain["maps"]
             ],
         )
+
+
+def _verdict(plain: dict[str, Any], blocks: list[BlockFacts], series: dict[str, Series]) -> Verdict:
+    """The verdict in parts; words that a file has besides are left out.
+
+    A file whose verdict is words only (the first files were) is judged again from its own numbers.
+    """
+    told = plain["verdict"]
+    if "counts" not in told:
+        from deepvit.collapse.verdict import decide  # it builds on these structures
+
+        return decide(blocks, series, plain["provenance"].get("shares_of_images"))
+    return Verdict(
+        **{
+            **_known(Verdict, told),
+            "findings": [Finding(**_known(Finding, entry)) for entry in told["findings"]],
+            "cures": [Cure(**_known(Cure, entry)) for entry in told["cures"]],
+            "counts": Counts(**_known(Counts, told["counts"])),
+        }
+    )
+
+
+def _known(kind: type[Any], plain: dict[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {key: value for key, value in plain.items() if key in names}

@@ -1,24 +1,19 @@
-"""Running sums of all token metrics: tokens come in block by block and are gone after the batch."""
+"""Running sums of all token metrics, by their records: tokens come in block by block and are gone after the batch."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepvit.capturing import TokenLayout
-from deepvit.collapse.metrics import (
-    change,
-    cka_matrix,
-    effective_rank,
-    feature_similarity,
-    high_norm_share,
-    patch_similarity,
-    rank_one_distance,
-    signed_patch_similarity,
-)
+from deepvit.collapse.catalogue import of_stage
+from deepvit.collapse.metrics import cka_matrix
+from deepvit.collapse.metrics.metric import computed
 from deepvit.collapse.moments import Moments
 from deepvit.collapse.plan import Plan, spread_evenly
 from deepvit.collapse.rows import Row
@@ -44,6 +39,8 @@ class TokenSums:
         }
         self.series: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
         self.states: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
+        self._metrics = of_stage("tokens", plan.metrics)
+        self._at_end = of_stage("end", plan.metrics)
         self._kept: dict[int, dict[int, Tensor]] = defaultdict(dict)
         self._images: list[int] = []
         self._before: dict[int, Tensor] = {}
@@ -72,18 +69,21 @@ class TokenSums:
                 f"{block}: its tokens are NaN or infinite; the model has diverged, or needs another precision"
             )
         before = self._before.pop(number, None)
-        if before is not None and before.shape == tokens.shape:
-            self._add("change", number, change(before[:, layout.patches], patches))
-        self._add("rank_one_distance", number, rank_one_distance(patches))
-        self._add("high_norm_share", number, high_norm_share(patches))
-        self._add("patch_similarity_signed", number, signed_patch_similarity(patches))
-        ranked = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
         some = patches[:, spread_evenly(patches.shape[1], self.plan.patch_limit, patches.device)]
-        similarity = patch_similarity(some)
-        self._add("patch_similarity", number, similarity)
-        self.states["patches"][number].add(has_patches_alike(similarity).to(torch.float64))
-        if ranked:
-            self._add("token_rank", number, effective_rank(some[ranked]))
+        few = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
+        if before is not None and before.shape != tokens.shape:
+            before = None
+        supply: dict[str, Callable[[], Any]] = {
+            "patches": lambda: patches,
+            "some_patches": lambda: some,
+            "few_patches": lambda: some[few] if few else None,
+            "patches_before": lambda: None if before is None else before[:, layout.patches],
+            "token_layout": lambda: layout,
+        }
+        for metric, values in computed(self._metrics, supply):
+            self.series[metric.key][number].add(values)
+            if metric.key == "patch_similarity":
+                self.states["patches"][number].add(has_patches_alike(values).to(torch.float64))
         # Indexing made a copy unless all patches were taken as they are.
         self._outputs[number] = some
 
@@ -91,8 +91,13 @@ class TokenSums:
         """Finish the forward pass: what needs the last block's tokens, and the tokens kept for CKA."""
         last = self._outputs.get(max(self.position.values(), default=-1))
         for number, tokens in self._outputs.items():
-            if last is not None and last.shape == tokens.shape:
-                self._add("feature_similarity", number, feature_similarity(tokens, last))
+            alike = last is not None and last.shape == tokens.shape
+            supply = {
+                "some_patches": partial(_same, tokens),
+                "last_patches": partial(_same, last if alike else None),
+            }
+            for metric, values in computed(self._at_end, supply):
+                self.series[metric.key][number].add(values)
         for number, tokens in self._outputs.items():
             count = min(self.plan.alignment_per_image, tokens.shape[1])
             # By the number of the image, not by how many came: the choice must not depend on the batch size.
@@ -124,5 +129,6 @@ class TokenSums:
                     result[p][q] = value if value == value else None
         return result
 
-    def _add(self, key: str, number: int, values: Tensor) -> None:
-        self.series[key][number].add(values)
+
+def _same(value: Tensor | None) -> Tensor | None:
+    return value

@@ -1,28 +1,26 @@
-"""The verdict in words, with the numbers it rests on.
-
-Does it collapse, from which block on, towards what, what answers that and in which blocks, and how sure is
-that.
-"""
+"""The verdict in parts: what collapses, from which block on, what answers it, and how sure that is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from deepvit.collapse import sentences
-from deepvit.collapse.findings import Stretch, block_states, find_stretch, number_at
+from deepvit.collapse import findings
 from deepvit.collapse.remedies import cures_for
 from deepvit.collapse.results import BlockFacts, Cure, Finding, Series, Verdict
+from deepvit.collapse.stretches import Stretch, block_states, find_stretch
 
 # At the same first block the more special state, and what comes first within a block, explains the other.
 _PRIORITY = ("uniform_maps", "sharp_maps", "maps_alike", "patches_alike")
+# The states whose shares of images are kept, by the kind of finding that they show.
 _STATE = {
     "maps_alike": "alike",
     "uniform_maps": "uniform",
     "sharp_maps": "sharp",
     "patches_alike": "patches",
 }
-# Below this many images "sure" would say more about the sample than about the model.
-_FEW_IMAGES = 8
+FEW_IMAGES = 8
+"""Below this many images "sure" would say more about the sample than about the model."""
 
 
 def decide(
@@ -32,13 +30,16 @@ def decide(
 ) -> Verdict:
     """The verdict on per-block means over images.
 
-    ``shares``: for "alike", "uniform", "sharp" and "patches" the share of images in which each block is in
-    that state; without them the verdict is "unsure". Where several kinds of collapse are found, the one
-    that sets in first names the verdict, because it brings the others about; all are told. Near-uniform
-    maps in every block are called "untrained or uniform", never collapse. Thresholds: ``states``; stretches
-    of blocks: ``findings``.
+    ``shares``: for "alike", "uniform", "sharp", "patches" and "untrained" the share of images in which each
+    block is in that state; without them the verdict is "unsure". Where several kinds of collapse are found,
+    the one that sets in first names the verdict, because it brings the others about; all are told.
+    Near-uniform maps in every block are called "untrained or uniform", never collapse. Thresholds:
+    ``states``; stretches of blocks: ``stretches``.
     """
-    shares = shares or {}
+    shares = dict(shares or {})
+    by_kind = {kind: shares[state] for kind, state in _STATE.items() if state in shares}
+    if "untrained" in shares:
+        by_kind["untrained"] = shares["untrained"]
     states = block_states(blocks, series)
     stretches = {}
     for kind in _PRIORITY:
@@ -52,31 +53,31 @@ def decide(
     everywhere = bool(fresh) and all(fresh)
     collapses = {} if everywhere else {k: s for k, s in stretches.items() if _is_collapse(s, len(blocks))}
     ordered = sorted(collapses.values(), key=lambda s: (s.first, _PRIORITY.index(s.kind)))
-    findings = [_finding(stretch, blocks, series, shares) for stretch in ordered]
-    notices = sentences.notices(blocks, series, set(collapses), everywhere)
+    notices = findings.notices(blocks, series, set(collapses), everywhere)
     for kind, stretch in stretches.items():
         if kind not in collapses and not (everywhere and kind == "uniform_maps"):
-            partial = _finding(stretch, blocks, series, shares)
-            notices.append(
-                Finding("notice", partial.blocks, partial.sentence, partial.evidence, partial.images_share)
-            )
-    indices = [block.index for block in blocks]
+            notices.append(replace(findings.of_stretch(stretch, blocks, series, by_kind), kind="notice"))
     if everywhere:
-        kind, main = "untrained_or_uniform", [_everywhere_finding(blocks, series, shares)]
-    elif ordered:
-        kind, main = ordered[0].kind, findings
+        main = [findings.of_untrained(blocks, series, by_kind)]
     else:
-        kind, main = "healthy", []
-    from_block = blocks[ordered[0].start].index if ordered else None
-    headline = sentences.headline(kind, blocks, ordered[0] if ordered else None)
-    sureness, why = _sureness(main[0] if main else None, shares, series, blocks)
-    cures: list[Cure] = []
+        main = [findings.of_stretch(stretch, blocks, series, by_kind) for stretch in ordered]
+    sureness, agreement, images = _sureness(main[0] if main else None, shares, series)
+    indices = [block.index for block in blocks]
+    cures: dict[str, Cure] = {}
     for finding in main:
         for cure in cures_for(finding.kind, finding.blocks, indices):
-            if cure.name not in {known.name for known in cures}:
-                cures.append(cure)
-    text = sentences.whole_text(kind, headline, main, notices, cures, sureness, why, blocks, series)
-    return Verdict(kind, bool(ordered), from_block, headline, text, [*main, *notices], cures, sureness, why)
+            cures.setdefault(cure.name, cure)
+    return Verdict(
+        kind=main[0].kind if main else "healthy",
+        collapsed=bool(ordered),
+        from_block=blocks[ordered[0].start].index if ordered else None,
+        findings=[*main, *notices],
+        cures=list(cures.values()),
+        sureness=sureness,
+        agreement=agreement,
+        images=images,
+        counts=findings.counts_of(blocks, series),
+    )
 
 
 def _is_collapse(stretch: Stretch, depth: int) -> bool:
@@ -92,68 +93,24 @@ def _is_collapse(stretch: Stretch, depth: int) -> bool:
     return True
 
 
-def _finding(
-    stretch: Stretch,
-    blocks: Sequence[BlockFacts],
-    series: Mapping[str, Series],
-    shares: Mapping[str, Sequence[float | None]],
-) -> Finding:
-    members = sorted({stretch.start, *stretch.members})
-    sentence, evidence = sentences.describe(stretch, blocks, series)
-    return Finding(
-        stretch.kind,
-        [blocks[position].index for position in members],
-        sentence,
-        evidence,
-        _share(shares.get(_STATE[stretch.kind]), stretch.members),
-    )
-
-
-def _everywhere_finding(
-    blocks: Sequence[BlockFacts],
-    series: Mapping[str, Series],
-    shares: Mapping[str, Sequence[float | None]],
-) -> Finding:
-    positions = [p for p in range(len(blocks)) if number_at(series, "entropy", p) is not None]
-    sentence, evidence = sentences.describe_everywhere(positions, series)
-    indices = [blocks[position].index for position in positions]
-    return Finding(
-        "untrained_or_uniform", indices, sentence, evidence, _share(shares.get("untrained"), positions)
-    )
-
-
-def _share(values: Sequence[float | None] | None, positions: Sequence[int]) -> float | None:
-    known = [value for p in positions if values is not None and (value := values[p]) is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _sureness(
-    main: Finding | None,
-    shares: Mapping[str, Sequence[float | None]],
-    series: Mapping[str, Series],
-    blocks: Sequence[BlockFacts],
-) -> tuple[str, str]:
-    """How sure: by the share of images that show the finding (or, when healthy, any state) by themselves."""
+    main: Finding | None, shares: Mapping[str, Sequence[float | None]], series: Mapping[str, Series]
+) -> tuple[str, float | None, int]:
+    """How sure, the share of images that show the finding (or, when healthy, no state) by themselves, of how many."""
     patches = main is not None and main.kind == "patches_alike"
     counted = series.get("patch_similarity" if patches else "entropy") or next(iter(series.values()), None)
     images = 0 if counted is None else counted.images
     if not shares or images == 0:
-        return "unsure", "how much it differs between images was not measured"
+        return "unsure", None, images
     if main is None:
         # The second highest: one block by itself is no collapse either.
-        worst = max(_second(values) for values in (shares.get(state, ()) for state in _STATE.values()))
-        agree, what = 1 - worst, "show no two blocks in a collapsed state"
-        words = (
-            f"all {images} images {what}" if agree == 1 else f"at least {agree:.0%} of {images} images {what}"
-        )
+        agree = 1 - max(_second(shares.get(state, ())) for state in _STATE.values())
     else:
         agree = main.images_share if main.images_share is not None else 0.0
-        words = f"{agree:.0%} of {images} images show it by themselves (mean over these blocks)"
     level = "sure" if agree >= 0.9 else "likely" if agree >= 0.7 else "unsure"
-    if images < _FEW_IMAGES:
-        words += f"; {images} images are few"
-        level = "likely" if level == "sure" else level
-    return level, words
+    if images < FEW_IMAGES and level == "sure":
+        level = "likely"
+    return level, agree, images
 
 
 def _second(values: Sequence[float | None]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,66 +10,115 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepvit.collapse.results import Measurements
 from deepvit.commands.command import Command
 from deepvit.errors import UserError
-from deepvit.experiments.rows import columns_of, curves_of, measurements, row_of, written
+from deepvit.experiments.rows import (
+    columns_of,
+    curve_names,
+    curves_of,
+    described,
+    measurements,
+    row,
+    written,
+)
 from deepvit.files import write_json
-from deepvit.report import compare_reports
+from deepvit.report import compare_reports, load
+from deepvit.report.differences import warnings
 from deepvit.runs import Run, read_run
 
 
+@dataclass
+class Subject:
+    """One network of a comparison: a finished run, a collapse report, or a run with its report."""
+
+    path: Path
+    run: Run | None
+    report: Measurements | None
+
+
+@dataclass
+class Subject:
+    """One network of a comparison: a finished run, a collapse report, or a run with its report."""
+
+    path: Path
+    run: Run | None
+    report: Measurements | None
+
+
 def compare(runs: list[str], out: str = "compare") -> dict[str, Any]:
-    """Put runs side by side: figures, cost and collapse as a table, curves and depth profiles as one HTML file.
+    """Put networks side by side: figures, cost and collapse as a table, curves and depth profiles as one HTML file.
 
     Args:
-        runs: two or more run folders.
+        runs: two or more run folders, folders that diagnose wrote, or collapse.json files.
         out: folder for ``compare.html`` and ``compare.json``.
 
     Returns:
-        ``runs``: name → numbers; ``report``: the path of the HTML file, or None where no run has a collapse report.
+        ``runs``: name → numbers; ``warnings``: what makes these numbers incomparable; ``report``: the path of the
+        HTML file, or None where nothing has a collapse report.
 
     Raises:
-        UserError: fewer than two runs, a folder without a finished run, or a run named twice.
+        UserError: fewer than two, a folder with neither a finished run nor a report, or one named twice.
     """
     if len(runs) < 2:
-        raise UserError("compare takes two or more run folders")
+        raise UserError("compare takes two or more run folders, diagnosis folders or collapse.json files")
     if len({Path(r).resolve() for r in runs}) != len(runs):
         raise UserError(f"a run is named twice: {', '.join(runs)}")
-    read = name_runs([read_run(path) for path in runs])
-    rows = {name: row_of(run) for name, run in read.items()}
-    kinds = {run.task for run in read.values()}
+    read = named([subject(path) for path in runs])
+    kinds = sorted({one.run.task for one in read.values() if one.run})
     if len(kinds) > 1:
         raise UserError(
-            f"these runs are of different tasks ({', '.join(sorted(kinds))}): their figures do not compare"
+            f"these runs are of different tasks ({', '.join(kinds)}): their figures do not compare"
         )
-    data = {run.info["data"] for run in read.values()}
-    found = {name: m for name, run in read.items() if (m := measurements(run.path)) is not None}
-    for name, one in found.items():
-        one.name = name
+    task = kinds[0] if kinds else None
+    rows = {name: row(one.run, one.report, task) for name, one in read.items()}
+    data = {one.run.info["data"] for one in read.values() if one.run}
+    found = []
+    for name, one in read.items():
+        if one.report is not None:
+            one.report.name = name
+            if one.run is not None:
+                one.report.provenance.setdefault("run", described(one.run))
+            found.append(one.report)
     result: dict[str, Any] = {
         "format": "deepvit-compare/1",
-        "task": kinds.pop(),
+        "task": task,
         "runs": rows,
         "data": sorted(data),
+        "warnings": warnings(found),
         "report": None,
     }
     if found:
-        table = [{"run": name, **cells_of(row, result["task"])} for name, row in rows.items()]
+        table = [{"run": name, **cells_of(numbers, task)} for name, numbers in rows.items()]
         path = Path(out) / "compare.html"
-        curves = {name: curves_of(run.path) for name, run in read.items()}
-        compare_reports(list(found.values()), curves=curves, table=table, out=path)
+        curves = {name: curves_of(one.run.path) for name, one in read.items() if one.run}
+        compare_reports(found, curves=curves, table=table, out=path, curve_names=curve_names(task))
         result["report"] = str(path)
     write_json(Path(out) / "compare.json", result)
     return result
 
 
-def name_runs(runs: list[Run]) -> dict[str, Run]:
+def subject(path: str) -> Subject:
+    """What a path holds; a run folder is read as a run, with its collapse report if it has one.
+
+    Raises:
+        UserError: neither a finished run nor a collapse report.
+    """
+    place = Path(path)
+    if place.is_file() or ((place / "collapse.json").exists() and not (place / "config.yaml").exists()):
+        return Subject(place.parent if place.is_file() else place, None, load(place))
+    run = read_run(path)
+    return Subject(run.path, run, measurements(run.path))
+
+
+def named(subjects: list[Subject]) -> dict[str, Subject]:
     """Short names: the last part of each path, or the whole path where that is not enough to tell them apart."""
-    short = [run.path.resolve().name for run in runs]
-    return {(s if short.count(s) == 1 else str(run.path)): run for s, run in zip(short, runs, strict=True)}
+    short = [one.path.resolve().name for one in subjects]
+    names = [s if short.count(s) == 1 else str(one.path) for s, one in zip(short, subjects, strict=True)]
+    return dict(zip(names, subjects, strict=True))
 
 
-def cells_of(row: dict[str, float | None], task: str) -> dict[str, str]:
+def cells_of(row: dict[str, float | None], task: str | None) -> dict[str, str]:
     """A row as heading → text."""
     return {heading: written(row[column], digits) for column, (heading, digits) in columns_of(task).items()}
 
@@ -80,10 +130,14 @@ def show(result: dict[str, Any]) -> None:
     for column, (heading, digits) in columns_of(result["task"]).items():
         table.add_row(heading, *(written(row[column], digits) for row in result["runs"].values()))
     console.print(table)
-    if len(result["data"]) > 1:
-        console.print(
-            f"these runs were tested on different data ({', '.join(result['data'])}): figures do not compare"
-        )
+    told = result["warnings"]
+    if len(result["data"]) > 1 and not any(result["data"][0] in each for each in told):
+        told = [
+            f"These runs were tested on different data ({', '.join(result['data'])}): figures do not compare.",
+            *told,
+        ]
+    for each in told:
+        console.print(each, highlight=False, markup=False)
     if result["report"]:
         print(f"report: {result['report']}")
 

@@ -134,7 +134,7 @@ def show(report: Report) -> None:
     console = Console()
     verdict = report.verdict
     console.print(verdict.headline + ".", style="bold", highlight=False, markup=False)
-    console.print(verdict.text.removeprefix(verdict.headline + ". "), highlight=False, markup=False)
+    console.print(verdict.body, highlight=False, markup=False)
     unreadable = report.measurements.provenance.get("unreadable", [])
     if unreadable:
         what = "1 image was" if len(unreadable) == 1 else f"{len(unreadable)} images were"

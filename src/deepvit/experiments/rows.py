@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from deepvit import tasks
 from deepvit.collapse.results import Measurements
@@ -22,10 +25,25 @@ MEASURED: dict[str, tuple[str, int]] = {
 }
 
 
-def columns_of(task: str) -> dict[str, tuple[str, int]]:
-    """The columns of a table of runs of one task: column → (heading, digits)."""
+def columns_of(task: str | None) -> dict[str, tuple[str, int]]:
+    """The columns of a table of runs of one task, or of networks that no run trained: column → (heading, digits)."""
+    if task is None:
+        return dict(MEASURED)
     watched = tasks.find(task).column()
     return {watched.key: (watched.heading, watched.digits), **MEASURED}
+
+
+def curve_names(task: str | None) -> dict[str, str]:
+    """Column of metrics.csv → what people call it, with its unit."""
+    own = tasks.find(task).columns if task else ()
+    return {
+        **{
+            f"val/{column.key}": f"validation: {column.short}{column.unit and ', ' + column.unit}"
+            for column in own
+        },
+        "lr": "learning rate",
+        "seconds": "time an epoch, s",
+    }
 
 
 def measurements(run: Path) -> Measurements | None:
@@ -39,24 +57,54 @@ def measurements(run: Path) -> Measurements | None:
 
 def row_of(run: Run) -> dict[str, float | None]:
     """The numbers of one run, by the names of ``columns_of``; None where the network has no collapse report."""
-    found = measurements(run.path)
-    result, watched = run.result, tasks.find(run.task).watch
-    row: dict[str, float | None] = {
-        watched: result[f"val/{watched}"],
+    return row(run, measurements(run.path), run.task)
+
+
+def row(run: Run | None, found: Measurements | None, task: str | None) -> dict[str, float | None]:
+    """The numbers of a network by the names of ``columns_of``: of its training, and of its collapse report."""
+    result: Mapping[str, Any] = run.result if run else {}
+    parameters = result.get("parameters", found.model.get("parameters") if found else None)
+    watched = [tasks.find(task).watch] if task else []
+    numbers: dict[str, float | None] = {
+        **{key: result.get(f"val/{key}") for key in watched},
         "similar_blocks": None,
         "cross_layer": None,
         "cross_layer_centred": None,
         "patch_similarity": None,
-        "seconds_per_epoch": result["seconds_per_epoch"],
-        "parameters": result["parameters"] / 1e6,
+        "seconds_per_epoch": result.get("seconds_per_epoch"),
+        "parameters": None if parameters is None else parameters / 1e6,
     }
     if found is not None:
-        row["similar_blocks"] = float(len(found.similar.blocks))
-        row["cross_layer"] = mean_of(found, "attention_similarity")
-        row["cross_layer_centred"] = mean_of(found, "attention_similarity_centred")
-        patches = [v for v in found.series["patch_similarity"].values if v is not None]
-        row["patch_similarity"] = patches[-1] if patches else None
-    return row
+        numbers["similar_blocks"] = float(len(found.similar.blocks))
+        numbers["cross_layer"] = mean_of(found, "attention_similarity")
+        numbers["cross_layer_centred"] = mean_of(found, "attention_similarity_centred")
+        series = found.series.get("patch_similarity")
+        patches = [v for v in series.values if v is not None] if series else []
+        numbers["patch_similarity"] = patches[-1] if patches else None
+    return numbers
+
+
+def described(run: Run) -> dict[str, Any]:
+    """What a run is, in the form of ``report.run``: from its records, for reports that do not say it yet."""
+    info, result, column = run.info, run.result, tasks.find(run.task).column()
+    told: dict[str, Any] = {
+        "model": info.get("arch"),
+        "arguments": info.get("model_args") or {},
+        "data": info.get("data"),
+        "epochs": result.get("epochs"),
+        "seed": info.get("seed"),
+        "results": [
+            {
+                "name": column.heading.removesuffix(f" {column.unit}"),
+                "value": result[f"val/{column.key}"],
+                "unit": column.unit,
+            }
+        ],
+    }
+    card = run.path / "model.json"
+    if card.exists():
+        told["cures"] = json.loads(card.read_text()).get("cures", [])
+    return told
 
 
 def mean_of(found: Measurements, metric: str) -> float | None:

@@ -22,7 +22,16 @@ from deepvit.errors import UserError
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
 from deepvit.experiments.progress import EpochProgress
-from deepvit.experiments.rows import columns_of, curves_of, markdown, measurements, row_of, spread, written
+from deepvit.experiments.rows import (
+    columns_of,
+    curve_names,
+    curves_of,
+    markdown,
+    measurements,
+    row_of,
+    spread,
+    written,
+)
 from deepvit.files import write_atomic, write_json
 from deepvit.provenance import hardware, versions
 from deepvit.report import compare_reports
@@ -257,4 +266,5 @@ def write_report(
         table=[dict(zip(headings, row, strict=True)) for row in rows],
         out=out / "report.html",
         title=config.title or f"Study {result['recipe']}",
+        curve_names=curve_names(result["task"]),
     )

@@ -35,10 +35,10 @@ class Profile:
 _TOGETHER = [
     Profile(
         ("attention_similarity", "attention_similarity_centred", "softmax_similarity"),
-        ("as in the paper", "centred", "before heads are mixed"),
+        ("as DeepViT measures it", "centred", "before heads are mixed"),
         "Attention like the block before",
-        "High in both lines: these blocks share one learned map. High only as in the paper: the maps are "
-        "near uniform, which also looks alike.",
+        "High in both lines: these blocks share one learned map. High only as DeepViT (Zhou et al. 2021) measures "
+        "it: the maps are near uniform, which also looks alike.",
     ),
     Profile(
         ("patch_similarity", "patch_similarity_signed"),
@@ -141,19 +141,55 @@ def _lines(key: str, result: Measurements, stated: Mapping[str, Any]) -> dict[st
         return {f"one learned map from {stated['alike_centred']:g}": stated["alike_centred"]}
     if key == "patch_similarity" and "patches_alike" in stated:
         return {f"alike from {stated['patches_alike']:g}": stated["patches_alike"]}
-    keys = [block.keys for block in result.blocks if block.keys and block.keys > 2 and block.kind != "class"]
-    if key == "entropy" and keys and {"uniform_share_of_keys", "sharp_keys"} <= set(stated):
-        # Both are stated in tokens; in shares of log N they depend on N. The usual N of the network is drawn.
-        usual = max(set(keys), key=keys.count)
-        even = math.log(stated["uniform_share_of_keys"] * usual) / math.log(usual)
-        sharp = math.log(stated["sharp_keys"]) / math.log(usual)
-        return {"near uniform above": even, "too sharp below": sharp}
+    if key == "entropy":
+        names = {"uniform_maps": "near uniform above", "sharp_maps": "too sharp below"}
+        lines = kind_lines(result)
+        return {name: lines[kind] for kind, name in names.items() if kind in lines}
     return {}
+
+
+def kind_lines(result: Measurements) -> dict[str, float]:
+    """Kind of collapse → the value of its main metric from (or below) which a block counts as collapsed.
+
+    "maps_alike" is of centred maps (the plain similarity must be 0.9 besides); the others are of entropy and patch
+    similarity. Thresholds of entropy are stated in tokens; in shares of log N they depend on N, so they are those
+    of the usual N of the network.
+    """
+    stated = result.provenance.get("thresholds", {})
+    lines = {}
+    if "alike_centred" in stated:
+        lines["maps_alike"] = stated["alike_centred"]
+    if "patches_alike" in stated:
+        lines["patches_alike"] = stated["patches_alike"]
+    keys = [block.keys for block in result.blocks if block.keys and block.keys > 2 and block.kind != "class"]
+    if keys and {"uniform_share_of_keys", "sharp_keys"} <= set(stated):
+        usual = max(set(keys), key=keys.count)
+        lines["uniform_contrast"] = math.sqrt(-2 * math.log(stated["uniform_share_of_keys"]))
+        lines["uniform_maps"] = math.log(stated["uniform_share_of_keys"] * usual) / math.log(usual)
+        lines["sharp_maps"] = math.log(stated["sharp_keys"]) / math.log(usual)
+    return lines
+
+
+def scale_start(results: Sequence[Measurements], key: str) -> float:
+    """Where the colours of a matrix start: 0, or its least value where all are high and would be one colour.
+
+    CKA of neighbouring blocks is often above 0.9 everywhere. All models of a page share the start, and the
+    scale beside the matrix names it. Attention similarity keeps 0: there, one colour *is* the finding.
+    """
+    values = [
+        value
+        for result in results
+        for row in result.matrices.get(key, ())
+        for value in row
+        if value is not None
+    ]
+    least = min(values, default=0.0)
+    return min(0.95, math.floor(20 * least) / 20) if least >= 0.5 else 0.0
 
 
 _MATRIX_WORDS = {
     "attention_similarity": (
-        "Attention maps, as in the paper",
+        "Attention maps, as DeepViT measures it",
         "Strong off the diagonal: two blocks whose maps are alike, or merely both near uniform.",
     ),
     "attention_similarity_centred": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +10,10 @@ from typing import Any, cast
 from deepvit.collapse.results import Measurements
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
-from deepvit.report import charts, page
+from deepvit.report import charts, page, sentences
+from deepvit.report.differences import differences, warnings
 from deepvit.report.payload import page_data, rounded
+from deepvit.report.spoken import spoken
 from deepvit.report.store import load
 from deepvit.report.words import (
     chart_words,
@@ -40,22 +41,26 @@ def compare_reports(
     *,
     title: str | None = None,
     x_name: str = "epoch",
+    curve_names: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one HTML page with these models side by side; returns its path.
 
     ``reports``: measurements, what ``diagnose`` returns, ``collapse.json`` files, or folders with one.
     ``curves``: {run: {metric: [[x, y], ...]}}, one chart a metric, a line a run; runs named as a model get
-    its colour. ``table``: rows of accuracy and cost, one dict a row, drawn as they come. ``out``: the HTML
+    its colour; ``curve_names`` says what people call a metric, with its unit after a comma ("validation accuracy, %").
+    ``table``: rows of accuracy and cost, one dict a row, drawn as they come. ``out``: the HTML
     file, or a folder for ``report.html``. Raises UserError when there is nothing to compare or a file cannot
     be read.
     """
-    results = [_measurements(report) for report in reports]
+    results = [spoken(_measurements(report)) for report in reports]
     if not results:
         raise UserError("nothing to compare: give at least one report (a collapse.json or a run folder)")
     target = Path(out)
     if target.suffix.lower() not in (".html", ".htm"):
         target = target / "report.html"
-    return write_atomic(target, compare_html(results, curves, table, title=title, x_name=x_name))
+    return write_atomic(
+        target, compare_html(results, curves, table, title=title, x_name=x_name, curve_names=curve_names)
+    )
 
 
 def compare_html(
@@ -65,12 +70,14 @@ def compare_html(
     *,
     title: str | None = None,
     x_name: str = "epoch",
+    curve_names: Mapping[str, str] | None = None,
 ) -> bytes:
     """The page of ``compare_reports`` in UTF-8."""
+    results = [spoken(result) for result in results]
     names = distinct_names(results)
     found = charts.profiles(results, together=len(results) == 1)
     data = page_data(results, names, found)
-    data["curves"] = curve_charts(curves or {}, names, x_name)
+    data["curves"] = curve_charts(curves or {}, names, x_name, curve_names or {})
     return page.render(
         "compare.html.jinja",
         data,
@@ -93,6 +100,8 @@ def compare_html(
         matrices=matrix_titles(results),
         notes=notes(data["models"]),
         outcome=outcome_table(table or []),
+        differ=differences(results, names),
+        warnings=warnings(results),
         numbers=numbers_table(results, names),
         definitions=definitions(results),
         **frame(),
@@ -131,7 +140,7 @@ def distinct_names(results: Sequence[Measurements]) -> list[str]:
 def _title(results: Sequence[Measurements]) -> str:
     """What the comparison comes to, in one line: who collapses and who does not."""
     if len(results) == 1:
-        return results[0].verdict.headline
+        return sentences.headline(results[0].verdict)
     names = distinct_names(results)
     fallen = [name for name, result in zip(names, results, strict=True) if result.verdict.collapsed]
     flat = sum(result.verdict.kind == "untrained_or_uniform" for result in results)
@@ -146,8 +155,13 @@ def _title(results: Sequence[Measurements]) -> str:
     return words + (f"; {flat} look{'s' if flat == 1 else ''} untrained" if flat else "")
 
 
-def curve_charts(curves: Curves, names: Sequence[str], x_name: str) -> list[dict[str, Any]]:
-    """One chart a metric, a line a run; a run named as a model gets the model's colour."""
+def curve_charts(
+    curves: Curves, names: Sequence[str], x_name: str, spoken_names: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """One chart a metric, a line a run; a run named as a model gets the model's colour.
+
+    A metric that is another one's equal in every run (the only term of a loss, and the loss) is drawn once.
+    """
     runs = list(curves)
     order = [*names, *(run for run in runs if run not in names)]
     metrics = list(dict.fromkeys(metric for run in runs for metric in curves[run]))
@@ -168,14 +182,32 @@ def curve_charts(curves: Curves, names: Sequence[str], x_name: str) -> list[dict
                         "y": rounded([y if abs(y) < float("inf") else None for _, y in points]),
                     }
                 )
-        if series:
-            found.append({"title": metric.replace("_", " "), "xName": x_name, "series": series})
+        if series and not any(each["series"] == series for each in found):
+            title, unit = _curve_title(metric, spoken_names or {})
+            found.append({"title": title, "unit": unit, "xName": x_name, "series": series})
     return found
+
+
+def _curve_title(metric: str, spoken_names: Mapping[str, str]) -> tuple[str, str]:
+    """What people call a metric, and its unit: "train/loss_ce" is "training loss ce" where nobody says better."""
+    said = spoken_names.get(metric)
+    if said is None:
+        part, slash, rest = metric.partition("/")
+        words = f"{_PARTS[part]} {rest}" if slash and part in _PARTS else metric
+        said = words.replace("/", " ").replace("_", " ")
+    title, comma, unit = said.rpartition(", ")
+    return (title, unit) if comma else (said, "")
+
+
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+_NUMERIC = frozenset("0123456789.,e+-−–±%× ")
 
 
 def _is_text(cell: Any) -> bool:
     """Whether a cell is words; numbers that come already written ("97.2 ± 0.4", "–") line up as numbers."""
-    return isinstance(cell, str) and re.fullmatch(r"[-−–+±%×\s\d.,e]*", cell) is None
+    return isinstance(cell, str) and not set(cell) <= _NUMERIC
 
 
 def outcome_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 from deepvit.collapse.results import Cure, Measurements
-from deepvit.losses import LOSSES
 
 
 def cure_rows(result: Measurements) -> list[dict[str, str]]:
@@ -34,20 +33,20 @@ def command(cure: Cure, result: Measurements) -> str:
 
 
 def _options(cure: Cure) -> list[str]:
-    if cure.name in LOSSES:
+    if cure.loss:
         return [f"--losses.{cure.name} 1"]
     place = "" if cure.blocks == "all" else f" --cure_blocks {shlex.quote(cure.blocks)}"
     return [f"--cures {shlex.quote(cure.name)}{place}"]
 
 
 def _python(cure: Cure) -> str:
-    if cure.name in LOSSES:
+    if cure.loss:
         return f"diversity = deepvit.losses.Diversity(model, {{{cure.name!r}: 1.0}})"
     return f"deepvit.cures.apply(model, {cure.name!r}, blocks={cure.blocks!r})"
 
 
 def _where(cure: Cure, result: Measurements) -> str:
-    if cure.name in LOSSES:
+    if cure.loss:
         return "the objective"
     if cure.blocks in ("all", f"0-{len(result.blocks) - 1}"):
         return "every block"

@@ -186,6 +186,8 @@ def _matrices(figure: Figure, axes: list[Axes], results: Mapping[str, Measuremen
         )
     # Zero is the paper's own colour on the whole ramp, so a scale without negatives is its upper half.
     low = -1.0 if min(np.nanmin(matrix) for matrix in values.values()) < -0.02 else 0.0
+    if key == "cka" and low == 0:
+        low = charts.scale_start(list(results.values()), key)
     ramp = palette.ramp("light")
     colors = ListedColormap([ramp[step] for step in sorted(ramp) if low < 0 or step >= 0]).with_extremes(
         bad="#dfe5ea"

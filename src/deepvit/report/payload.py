@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepvit.collapse.catalogue import MATRICES, METRICS
@@ -21,8 +21,9 @@ def page_data(
     results: Sequence[Measurements], names: Sequence[str], profiles: Sequence[charts.Profile]
 ) -> dict[str, Any]:
     """Everything that the script draws, for one model or several side by side; ``names`` are told apart."""
+    zeros = {"cka": charts.scale_start(results, "cka")}
     models = [
-        _model(result, name, color, MAPS_BUDGET // len(results))
+        _model(result, name, color, MAPS_BUDGET // len(results), zeros)
         for color, (result, name) in enumerate(zip(results, names, strict=True))
     ]
     for model in models:
@@ -34,7 +35,9 @@ def page_data(
     }
 
 
-def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str, Any]:
+def _model(
+    result: Measurements, name: str, color: int, budget: int, zeros: Mapping[str, float]
+) -> dict[str, Any]:
     indices = [block.index for block in result.blocks]
     spoken = spoken_blocks(result)
     return {
@@ -51,6 +54,7 @@ def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str
                 "heads": _heads(result.per_head.get(key)),
             }
             for key, series in result.series.items()
+            if key in METRICS  # a file may hold a metric that only the program that wrote it knows
         },
         "strip": _strip(result, name, spoken),
         "matrices": {
@@ -59,6 +63,7 @@ def _model(result: Measurements, name: str, color: int, budget: int) -> dict[str
                 "blocks": [str(index) for index in indices],
                 "values": [rounded(row) for row in matrix],
                 "low": min((value for row in matrix for value in row if value is not None), default=0.0),
+                "zero": zeros.get(key, 0.0),
             }
             for key, matrix in result.matrices.items()
         },

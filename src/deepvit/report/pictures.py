@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from typing import Any
 
 from PIL import Image
@@ -17,8 +16,6 @@ from deepvit.collapse.results import BlockFacts, BlockMap, ImageMaps, Measuremen
 
 MAX_SIDE = 320
 """Longest side of an embedded image, in pixels."""
-
-_PATCH = re.compile(r"patch \((\d+), ?(\d+)\)")
 
 
 def data_uri(image: ImageMaps) -> str:
@@ -72,10 +69,11 @@ def queries(image: ImageMaps) -> list[str]:
 
 def _image_payload(image: ImageMaps) -> dict[str, Any]:
     grid = next((entry.shape[1:] for entry in image.maps), [1, 1])
+    asked = {entry.query: entry for entry in image.maps}
     found = []
     for query in queries(image):
-        place = _PATCH.fullmatch(query)
-        at = [(int(place[1]) + 0.5) / grid[0], (int(place[2]) + 0.5) / grid[1]] if place else None
+        place = asked[query].patch
+        at = [(place[0] + 0.5) / grid[0], (place[1] + 0.5) / grid[1]] if place else None
         found.append({"name": query, "at": at})
     return {
         "name": image.label,
@@ -97,6 +95,8 @@ def _layer(image: ImageMaps, facts: BlockFacts, average: bool) -> dict[str, Any]
         "heads": entries[0].shape[0],
         "averaged": average,
         "grid": [rows, columns],
+        "even": round(1 / even, 8),
+        "mixed": facts.mixed,
         "ranges": [[round(entry.low * even, 5), round(entry.high * even, 5)] for entry in entries],
         "data": [entry.data for entry in entries],
     }
@@ -114,4 +114,5 @@ def _averaged(entry: BlockMap) -> BlockMap:
     return BlockMap(
         entry.block, entry.query, [1, rows, columns],
         entry.low + step * least, entry.low + step * (least + width), base64.b64encode(data).decode(),
+        entry.patch,
     )  # fmt: skip

@@ -10,30 +10,46 @@ from typing import Any
 from deepvit.collapse.results import Measurements
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
+from deepvit.report.spoken import SpokenFinding, SpokenMeasurements, speak, spoken
 
 
 def save(results: Measurements, path: str | os.PathLike[str], *, maps: bool = True) -> Path:
     """Write the measurements as JSON (schema: docs/collapse-json.md); ``maps=False`` leaves images out."""
-    text = dumps(results.to_dict(maps=maps)) + "\n"
+    text = dumps(plain(results, maps=maps)) + "\n"
     # A file name that is not valid Unicode: its surrogates become JSON escapes and are read back equal.
     return write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
-def load(path: str | os.PathLike[str]) -> Measurements:
-    """Read a ``collapse.json``, or the one in a folder; raises UserError when it is missing or none."""
+def plain(results: Measurements, *, maps: bool = True) -> dict[str, Any]:
+    """The measurements as plain JSON values, the verdict's words beside its parts."""
+    found = results.to_dict(maps=maps)
+    verdict = speak(results.verdict)
+    words = {"headline": verdict.headline, "text": verdict.text, "sureness_text": verdict.sureness_text}
+    for entry, finding in zip(found["verdict"]["findings"], verdict.findings, strict=True):
+        assert isinstance(finding, SpokenFinding)
+        entry |= {"sentence": finding.sentence, "evidence": finding.evidence}
+    found["verdict"] |= words
+    return found
+
+
+def load(path: str | os.PathLike[str]) -> SpokenMeasurements:
+    """Read a ``collapse.json``, or the one in a folder; raises UserError when it is missing or none.
+
+    The verdict comes with its words. Files whose verdict has no parts yet are judged again from their numbers.
+    """
     file = Path(path)
     if file.is_dir():
         file = file / "collapse.json"
     try:
-        plain = json.loads(file.read_text("utf-8"))
+        found = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; `deepvit diagnose MODEL --out DIR` writes one") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{file}: not readable as JSON ({error})") from None
-    if not isinstance(plain, dict):
+    if not isinstance(found, dict):
         raise UserError(f"{file}: not a collapse report: a JSON object is expected")
     try:
-        return Measurements.from_dict(plain)
+        return spoken(Measurements.from_dict(found))
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError) as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 from typing import Any
 
-from deepvit.collapse.catalogue import METRICS
-from deepvit.collapse.results import Finding, Measurements
-from deepvit.report import charts
+from deepvit.collapse.catalogue import KINDS, METRICS
+from deepvit.collapse.results import Measurements
+from deepvit.report import charts, sentences
+from deepvit.report.run import run_facts
 
 # Keys of the provenance that a table of facts is no place for; collapse.json has them.
-_NOT_SHOWN = frozenset({"plan", "shares_of_images", "train"})
+_NOT_SHOWN = frozenset({"plan", "shares_of_images", "train", "sampling", "skipped", "capture", "run"})
 _FACTS = {
     "images": "images",
     "attention_images": "images with attention measured",
@@ -24,45 +25,71 @@ _FACTS = {
 
 
 def lead(result: Measurements) -> str:
-    """The paragraph under the headline: the main finding and the counts.
-
-    The verdict's text is whole by itself. On the page the headline, the other findings, the cures and the
-    sureness have places of their own, so they are taken out of the paragraph.
-    """
-    verdict = result.verdict
-    text = verdict.text.removeprefix(verdict.headline).lstrip(".:; ")
-    for finding in verdict.findings[1:] if _leads(result) else verdict.findings:
-        text = text.replace(finding.sentence, "")
-    text = text.replace(verdict.sureness_text + ".", "§") if verdict.sureness_text else text
-    text = re.sub(r"This is (?:sure|likely|not sure): §", "", text).replace("§", "")
-    text = re.sub(r"What answers it, with the blocks: [^.]*\.", "", text)
-    text = re.sub(r"\s+", " ", text).strip()
+    """The paragraph under the headline; the other findings, cures and sureness have places of their own."""
+    text = sentences.paragraph(result.verdict)
     return text[:1].upper() + text[1:]
 
 
-def _leads(result: Measurements) -> bool:
-    """Whether the first finding is the verdict's own, which the paragraph begins with."""
-    findings = result.verdict.findings
-    return bool(findings) and findings[0].kind == result.verdict.kind
-
-
 def finding_rows(result: Measurements) -> list[dict[str, Any]]:
-    """Every finding with its numbers; the sentence of the first is left to the paragraph above."""
-    told = lead(result)
+    """Every finding with its numbers; the sentence of the main one is left to the paragraph above."""
+    main = result.verdict.main
     return [
         {
-            "sentence": None if finding.sentence in told else finding.sentence,
-            "evidence": {_spelled(what): value for what, value in finding.evidence.items()},
+            "sentence": None if finding is main else sentences.sentence(finding),
+            "evidence": sentences.evidence(finding, metric_name),
             "images_share": finding.images_share,
         }
         for finding in result.verdict.findings
     ]
 
 
-def _spelled(what: str) -> str:
-    """What a number is, with the metric's title for its key: "entropy, mean of these blocks"."""
-    key, comma, rest = what.partition(",")
-    return (METRICS[key].title if key in METRICS else key) + comma + rest
+def margins(result: Measurements) -> list[dict[str, Any]]:
+    """For a healthy network: the block that comes nearest to each kind of collapse, and where it would count."""
+    if result.verdict.kind != "healthy":
+        return []
+    lines = charts.kind_lines(result)
+    maps, line = "attention_similarity", result.similar.threshold
+    if result.similar.blocks:  # alike by the plain cosine: whether by more than uniformity, centred maps say
+        maps, line = "attention_similarity_centred", lines.get("maps_alike", 1.0)
+    uniform = _margin(result, "uniform_maps", "entropy", lines.get("uniform_maps"))
+    if any(block.mixed for block in result.blocks):  # there it is contrast that says how uniform a map is
+        uniform = _margin(result, "uniform_maps", "map_contrast", lines.get("uniform_contrast"), high=False)
+    rows = [
+        _margin(result, "maps_alike", maps, line, set(result.similar.blocks)),
+        uniform,
+        _margin(result, "sharp_maps", "entropy", lines.get("sharp_maps"), high=False),
+        _margin(result, "patches_alike", "patch_similarity", lines.get("patches_alike")),
+    ]
+    return [row for row in rows if row is not None]
+
+
+def _margin(
+    result: Measurements,
+    kind: str,
+    key: str,
+    line: float | None,
+    among: Collection[int] = (),
+    high: bool = True,
+) -> dict[str, Any] | None:
+    values = result.series[key].values if key in result.series else []
+    pairs = zip(values, (block.index for block in result.blocks), strict=False)
+    known = [(v, index) for v, index in pairs if v is not None and (not among or index in among)]
+    if line is None or not known:
+        return None
+    value, block = max(known) if high else min(known)
+    title = charts.metric_title(key)
+    return {
+        "what": KINDS[kind],
+        "metric": title[:1].lower() + title[1:],
+        "block": block,
+        "value": value,
+        "rule": f"{'from' if high else 'below'} {line:.2f}",
+    }
+
+
+def metric_name(key: str) -> str:
+    """A metric's title for its key, as it stands alone."""
+    return charts.metric_title(key) if key in METRICS else key
 
 
 def spoken_blocks(result: Measurements) -> list[int]:
@@ -70,11 +97,15 @@ def spoken_blocks(result: Measurements) -> list[int]:
     verdict = result.verdict
     if not verdict.collapsed:
         return []
-    found: Finding | None = next((each for each in verdict.findings if each.kind == verdict.kind), None)
-    if found is not None and found.blocks:
-        return sorted(found.blocks)
+    if verdict.main is not None and verdict.main.blocks:
+        return sorted(verdict.main.blocks)
     start = verdict.from_block or 0
     return [block.index for block in result.blocks if block.index >= start]
+
+
+def has_random_weights(result: Measurements) -> bool:
+    """Whether the network was measured as it was initialised; whoever made it says so in ``provenance``."""
+    return result.provenance.get("weights") == "random"
 
 
 def subject(result: Measurements) -> str:
@@ -112,6 +143,11 @@ def measurement_facts(result: Measurements) -> dict[str, Any]:
     if shown.get("notes"):
         facts["notes"] = shown["notes"]
     return facts
+
+
+def trained_facts(result: Measurements) -> dict[str, str]:
+    """What the network is and how it was trained, for the header: name → words."""
+    return run_facts(result.provenance.get("run"))
 
 
 def chart_words(found: list[charts.Profile]) -> list[dict[str, str]]:

@@ -15,14 +15,19 @@ from deepvit.files import write_atomic
 from deepvit.report import charts, page
 from deepvit.report.cure_commands import cure_rows
 from deepvit.report.payload import page_data
+from deepvit.report.run import run_curves
+from deepvit.report.spoken import spoken
 from deepvit.report.store import save
 from deepvit.report.words import (
     chart_words,
     finding_rows,
+    has_random_weights,
     lead,
+    margins,
     measurement_facts,
     model_facts,
     subject,
+    trained_facts,
 )
 
 
@@ -45,14 +50,20 @@ def write_report(results: Measurements, out: str | os.PathLike[str], figures: bo
 
 def report_html(results: Measurements) -> bytes:
     """The report of one model as a self-contained HTML page, in UTF-8."""
+    results = spoken(results)
     found = charts.profiles([results], together=True)
+    data = page_data([results], [results.name], found)
+    data["curves"] = run_curves(results.provenance.get("run"))
     return page.render(
         "report.html.jinja",
-        page_data([results], [results.name], found),
+        data,
         result=results,
         subject=subject(results),
+        trained=trained_facts(results),
+        random=has_random_weights(results),
         lead=lead(results),
         cures=cure_rows(results),
+        margins=margins(results),
         charts=chart_words(found),
         matrices=matrix_titles([results]),
         numbers=numbers_table([results], [results.name]),

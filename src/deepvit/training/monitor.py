@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from deepvit.collapse.probe import CollapseProbe
-from deepvit.collapse.results import Verdict
 from deepvit.errors import UserError
+from deepvit.report.spoken import SpokenVerdict, speak
 
 
 class CollapseMonitor(pl.Callback):
@@ -51,9 +51,9 @@ class CollapseMonitor(pl.Callback):
         self._last_step = -1
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> SpokenVerdict | None:
         """The verdict of the latest measurement."""
-        return None if self.probe is None else self.probe.verdict
+        return None if self.probe is None or self.probe.verdict is None else speak(self.probe.verdict)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepvit.collapse.metrics.metric import Metric
+
 SIMILAR_THRESHOLD = 0.9
 SIMILAR_RULE = (
     "a block counts as similar when the mean attention similarity (cosine of columns, averaged over heads, "
@@ -130,3 +132,27 @@ def similar_blocks(with_previous: Sequence[float | None]) -> list[int]:
     return [
         block for block, value in enumerate(with_previous) if value is not None and value >= SIMILAR_THRESHOLD
     ]
+
+
+# fmt: off
+SIMILARITY = Metric(
+    "attention_similarity", "Attention similarity with the previous block", "cosine", -1.0, 1.0, "high",
+    "mean over images, heads h and tokens t of cos(A^p[h,:,t], A^{p-1}[h,:,t])",
+    "1: the block attends exactly as the one before it, so its attention adds nothing new. "
+    "A block from 0.9 on counts as similar.",
+    "DeepViT (arXiv 2103.11886); taking the mean over heads, tokens and images is our choice",
+)
+SIMILARITY_CENTRED = Metric(
+    "attention_similarity_centred", "The same on centred maps", "cosine", -1.0, 1.0, "high",
+    "as attention similarity, on A - mean(A) (the mean of a softmax map is 1/N)",
+    "Near-uniform maps have cosine 1 with everything although nothing was learned; here they have not. "
+    "High in both: the blocks share one learned map.",
+    "ours, to tell collapse from uniformity",
+)
+SIMILARITY_BEFORE_MIXING = Metric(
+    "softmax_similarity", "Similarity of the maps before heads are mixed", "cosine", -1.0, 1.0, "high",
+    "attention similarity of the softmax maps P, before Re-attention or talking heads mix them",
+    "Differs from attention similarity only in models that mix heads: what the mixing itself changed.",
+    "ours",
+)
+# fmt: on

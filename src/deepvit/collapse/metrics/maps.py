@@ -6,11 +6,13 @@ Legend: B images, H heads, Q queries, K keys.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepvit.collapse.metrics.cross import ColumnSample, all_columns, pairwise, weighted_columns
+from deepvit.collapse.metrics.metric import Metric
 
 
 def attention_entropy(maps: Tensor) -> Tensor:
@@ -98,3 +100,42 @@ def head_similarity_of(units: Tensor, present: Tensor, weight: Tensor) -> Tensor
     upper = torch.ones(heads, heads, dtype=torch.bool, device=units.device).triu(1)
     # Pairs without a common column have no cosine; a mean of nothing (one head) is NaN.
     return torch.nanmean(matrix[:, upper], dim=-1)
+
+
+def _distance(maps: Tensor, layout: Any) -> Tensor | None:
+    """The distance where queries and keys are patches of grids after the same prefix."""
+    if not (layout.query_grid and layout.key_grid and layout.query_prefix == layout.key_prefix):
+        return None
+    return attention_distance(maps, layout.query_grid, layout.query_prefix, layout.key_grid)
+
+
+# fmt: off
+HEADS = Metric(
+    "head_similarity", "Similarity of the heads within a block", "cosine", -1.0, 1.0, "high",
+    "mean over images, tokens t and pairs of heads g < h of cos(A[g,:,t], A[h,:,t])",
+    "Low: the heads look at different things, which is what Re-attention builds new maps from.",
+    "DeepViT shows neighbouring heads; all pairs is our choice",
+    needs=("columns",), compute=lambda columns: head_similarity_of(*columns),
+)
+ENTROPY = Metric(
+    "entropy", "Entropy of the attention maps", "share of log N", 0.0, 1.0, "both",
+    "mean over queries of -sum_t P[q,t] log P[q,t], divided by log N; of softmax maps only",
+    "1: every query looks at all tokens alike. 0: every query looks at one token.",
+    "Shannon; collapse of entropy: Zhai et al. (arXiv 2303.06296)",
+    needs=("softmax",), compute=attention_entropy,
+)
+CONTRAST = Metric(
+    "map_contrast", "Contrast of the attention maps", "ratio", 0.0, None, "low",
+    "rms of A - mean(A) over all heads, divided by the rms of mean(A); of the maps that multiply V",
+    "0: uniform maps, also where heads are mixed and entropy is not defined.",
+    "ours; for softmax maps near uniform 1 - entropy is contrast^2 / (2 log N)",
+    needs=("maps",), compute=map_contrast,
+)
+DISTANCE = Metric(
+    "attention_distance", "Mean attention distance", "patches", 0.0, None, "none",
+    "mean over patch queries i of sum_j P[i,j] |pos_i - pos_j|, over patches j, weights made to sum to 1",
+    "How far a patch looks. Multiply by the pixels of a patch for pixels.",
+    "Dosovitskiy et al. (arXiv 2010.11929)",
+    needs=("softmax", "map_layout"), compute=_distance,
+)
+# fmt: on

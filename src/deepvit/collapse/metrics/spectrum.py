@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from deepvit.collapse.metrics.metric import Metric
+
 
 def effective_rank(matrix: Tensor) -> Tensor:
     """Effective rank of matrices [..., M, N] -> [...], from 1 to min(M, N).
@@ -35,3 +37,22 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+# fmt: off
+MAP_RANK = Metric(
+    "map_rank", "Effective rank of the attention maps", "patterns", 1.0, None, "low",
+    "exp of the entropy of the singular values, each divided by their sum, of the map's queries: all, or as many of them, "
+    "evenly spaced, as the report's account of the measurement says (128 unless told otherwise; no rank is larger then)",
+    "About how many different rows the map is made of; 1: all queries look at the same tokens.",
+    "Roy & Vetterli 2007",
+    needs=("few_rows",), compute=lambda rows: effective_rank(rows).mean(-1),
+)
+TOKEN_RANK = Metric(
+    "token_rank", "Effective rank of the patch tokens", "directions", 1.0, None, "low",
+    "exp of the entropy of the singular values of the patch tokens [N, C], each divided by their sum",
+    "About how many directions the patches of one image fill.",
+    "Roy & Vetterli 2007",
+    needs=("few_patches",), compute=effective_rank,
+)
+# fmt: on

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepvit.collapse.metrics.metric import Metric
+
 HIGH_NORM_FACTOR = 3.0
 
 
@@ -84,3 +86,49 @@ def _length(tokens: Tensor) -> Tensor:
     """Frobenius norm of each image's tokens: [B,N,C] -> [B]."""
     length: Tensor = torch.linalg.vector_norm(tokens, dim=(1, 2))
     return length
+
+
+# fmt: off
+PATCHES = Metric(
+    "patch_similarity", "Patch similarity P(h)", "cosine", 0.0, 1.0, "high",
+    "mean over pairs of patches i != j of |cos(h_i, h_j)| of the block's output, prefix tokens left out",
+    "1: all patch tokens point the same way and the block's output says nothing about place.",
+    "patch diversification (arXiv 2104.12753)",
+    needs=("some_patches",), compute=patch_similarity,
+)
+PATCHES_SIGNED = Metric(
+    "patch_similarity_signed", "Patch similarity, signed", "cosine", -1.0, 1.0, "high",
+    "mean over pairs of patches i != j of cos(h_i, h_j)",
+    "As P(h), with opposite directions counted as different.",
+    "usual form of the same measure",
+    needs=("patches",), compute=signed_patch_similarity,
+)
+FEATURES = Metric(
+    "feature_similarity", "Feature similarity with the last block", "cosine", -1.0, 1.0, "high",
+    "mean over images and patches i of cos(h_i, last block's h_i)",
+    "From where it is near 1 the remaining blocks hardly turn the features.",
+    "DeepViT (arXiv 2103.11886)",
+    needs=("some_patches", "last_patches"), compute=feature_similarity,
+)
+RANK_ONE = Metric(
+    "rank_one_distance", "Distance of the patch tokens from rank one", "share", 0.0, 1.0, "low",
+    "|X - 1 mean(X)| / |X| in the Frobenius norm, X the patch tokens of one image",
+    "0: all patch tokens are the same vector.",
+    "residual of Dong et al. (arXiv 2103.03404), relative and with the Frobenius norm",
+    needs=("patches",), compute=rank_one_distance,
+)
+CHANGE = Metric(
+    "change", "How much the block changes its tokens", "share", 0.0, None, "low",
+    "|X_out - X_in| / |X_in| in the Frobenius norm, patch tokens of one image",
+    "Near 0: the block passes its input on.",
+    "usual measure of a residual branch",
+    needs=("patches_before", "patches"), compute=change,
+)
+HIGH_NORM = Metric(
+    "high_norm_share", "Share of high-norm patch tokens", "share", 0.0, 1.0, "none",
+    "share of patch tokens with a norm above 3 times the median norm of the image's patch tokens",
+    "Patches that the network uses as scratch space instead of describing their place.",
+    "Darcet et al. (arXiv 2309.16588); the relative rule is ours",
+    needs=("patches",), compute=high_norm_share,
+)
+# fmt: on

@@ -75,7 +75,7 @@ function lineChart(host, spec) {
       root.append(svg("line", { class: y === 0 ? "axis" : "grid", x1: margin.left, x2: width - margin.right, y1: sy(y), y2: sy(y) }));
       root.append(svg("text", { class: "tick", x: margin.left - 6, y: sy(y) + 4, "text-anchor": "end" }, tickText(y)));
     }
-    const places = spec.blocks ? blockTicks(xs, inner) : ticks(first, last === first ? first + 1 : last, Math.max(2, Math.floor(inner / 70)));
+    const places = spec.blocks ? blockTicks(xs, inner) : ticks(first, last === first ? first + 1 : last, Math.max(2, Math.floor(inner / 70)), xs.every(Number.isInteger) ? 1 : 0);
     for (const x of places) {
       if (x < first || x > last) continue;
       root.append(svg("text", { class: "tick", x: sx(x), y: height - margin.bottom + 15, "text-anchor": "middle" }, tickText(x)));

@@ -28,11 +28,12 @@ function format(value, digits = 3) {
   return text.replace("-", "−");
 }
 
-// Ticks at round numbers, at most `wanted` + 1 of them.
-function ticks(low, high, wanted) {
+// Ticks at round numbers, at most `wanted` + 1 of them; `least` apart: between whole epochs there is nothing.
+function ticks(low, high, wanted, least = 0) {
   const rough = (high - low) / Math.max(1, wanted);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const whole = (s) => !least || Math.abs(s / least - Math.round(s / least)) < 1e-9;
+  const step = Math.max(least, [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999 && (s < least || whole(s))));
   const found = [];
   for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step)
     found.push(Math.abs(value) < step * 1e-6 ? 0 : value);

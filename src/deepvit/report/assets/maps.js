@@ -23,7 +23,7 @@ function mapValues(maps, image, block, query, head) {
   const last = only === null ? (layer.averaged ? 1 : layer.heads) : only + 1;
   for (let h = first; h < last; h++) for (let i = 0; i < cells; i++) values[i] += bytes[h * cells + i];
   for (let i = 0; i < cells; i++) values[i] = low + (values[i] / (last - first) / 255) * (high - low);
-  return { grid: layer.grid, values, low: Math.min(...values), high: Math.max(...values), query: layer.queries[place] };
+  return { grid: layer.grid, values, low: Math.min(...values), high: Math.max(...values), query: layer.queries[place], even: layer.even, mixed: layer.mixed };
 }
 
 function pictureOf(source) {
@@ -128,6 +128,8 @@ function mapViewer(host, models) {
     model,
     canvas: el("canvas", { class: "picture overlay", width: 448, height: 448, role: "img" }),
     note: el("p", { class: "map-note" }),
+    bar: el("canvas", { width: 2 * STEPS + 1, height: 1, "aria-hidden": "true" }),
+    ends: el("div", {}),
     film: el("div", { class: "film", role: "group", "aria-label": `All blocks of ${model.name}` }),
   }));
   const controls = el("div", { class: "controls" },
@@ -141,7 +143,7 @@ function mapViewer(host, models) {
     el("div", { class: "map-stage" },
       el("div", { class: "map-side" }, thumbs, caption, controls, shown.length > 1 ? figure : null),
       shown.length > 1 ? null : figure,
-      ...views.map((v) => el("figure", {}, v.canvas, el("figcaption", {}, shown.length > 1 ? el("b", { class: `model-name c${v.model.color}` }, v.model.name) : null, v.note)))),
+      ...views.map((v) => el("figure", {}, v.canvas, el("div", { class: "map-scale" }, v.bar, v.ends), el("figcaption", {}, shown.length > 1 ? el("b", { class: `model-name c${v.model.color}` }, v.model.name) : null, v.note)))),
     ...views.map((v) => el("div", { class: "film-row" }, shown.length > 1 ? el("h4", { class: `c${v.model.color}` }, v.model.name) : null, v.film)));
 
   // At least twice an even share: the ripples of a near-uniform map must not shine like peaks.
@@ -171,12 +173,33 @@ function mapViewer(host, models) {
       paintMap(view.canvas, gray, map, shared || peak(map));
       const words = `Block ${maps.blocks[block]}, ${headName}, ${map.query}`;
       view.canvas.setAttribute("aria-label", `Attention map over ${image.name}: ${words}`);
-      view.note.textContent = `${words}. The brightest patch gets ${format(map.high, 1)} times an even share of attention` + (map.low < 0 ? `, the most negative ${format(map.low, 1)} times.` : ".");
+      const [low, high] = [map.low, map.high].map((value) => format(value * map.even));
+      // What mixing makes of maps is no share of anything: rows need not sum to 1, weights may be negative.
+      view.note.textContent = `${words}. ` + (map.mixed
+        ? `Heads are mixed here: the weights of the patches run from ${low} to ${high} (an even map would give each ${format(map.even)}).`
+        : `The patch that gets most attention gets ${high}, ${format(map.high, 1)} times what an even map would give each.`);
+      scaleBar(view, map, shared || peak(map));
       filmStrip(view, gray, all, shared);
     }
     blockOut.textContent = `${lead.blocks[Math.min(state.block, lead.blocks.length - 1)]}`;
     blockIn.value = state.block;
     blockIn.setAttribute("aria-valuetext", `block ${blockOut.textContent}`);
+  }
+
+  // The colours of the map with the weights that they stand for; blue only where a weight is negative.
+  function scaleBar(view, map, limit) {
+    const first = map.low < 0 ? -STEPS : 0;
+    view.bar.width = STEPS - first + 1;
+    const context = view.bar.getContext("2d");
+    for (let step = first; step <= STEPS; step++) {
+      const [r, g, b] = overlayColor(step / STEPS);
+      const alpha = 0.3 + 0.62 * Math.abs(step / STEPS); // over the middle grey of the picture under a map
+      context.fillStyle = `rgb(${[r, g, b].map((c) => Math.round(alpha * c + (1 - alpha) * 64)).join(" ")})`;
+      context.fillRect(step - first, 0, 1, 1);
+    }
+    const most = format(limit * map.even);
+    const marks = first < 0 ? [`−${most}`, "weight of a patch: 0", most] : ["weight of a patch: 0", most];
+    view.ends.replaceChildren(...marks.map((text) => el("span", {}, text)));
   }
 
   function paintOriginal(picture, image) {

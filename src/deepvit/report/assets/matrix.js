@@ -1,7 +1,7 @@
 // All pairs of blocks as a square of colours: hover or arrow keys print the value of a cell.
 
 const STEPS = 24;
-const stepOf = (value) => Math.round(Math.max(-1, Math.min(1, value)) * STEPS);
+const stepOf = (value, zero = 0) => Math.round(Math.max(-1, Math.min(1, (value - zero) / (1 - zero))) * STEPS);
 
 function matrixChart(host, spec) {
   const n = spec.values.length;
@@ -43,7 +43,7 @@ function matrixChart(host, spec) {
         const value = spec.values[row][column];
         // Cells overlap by a hair, or anti-aliasing draws a lattice over them.
         cells.append(svg("rect", {
-          class: value === null ? "missing" : `h${stepOf(value)}`,
+          class: value === null ? "missing" : `h${stepOf(value, spec.zero)}`,
           x: (left + column * each).toFixed(2), y: (top + row * each).toFixed(2),
           width: (each + 0.4).toFixed(2), height: (each + 0.4).toFixed(2),
         }));
@@ -94,12 +94,12 @@ function matrixChart(host, spec) {
 }
 
 // The scale beside a matrix: one colour per step, its ends named.
-function colorScale(low, gaps) {
+function colorScale(low, gaps, zero = 0) {
   const first = low < 0 ? -STEPS : 0;
   const count = STEPS - first + 1;
   const root = svg("svg", { class: "scale", viewBox: `0 0 ${count} 1`, preserveAspectRatio: "none", "aria-hidden": "true" });
   for (let k = 0; k < count; k++) root.append(svg("rect", { class: `h${first + k}`, x: k, y: 0, width: 1.05, height: 1 }));
-  return el("div", { class: "scale-row" }, el("span", {}, low < 0 ? "−1 opposite" : "0 unlike"), root, el("span", {}, "1 identical"),
+  return el("div", { class: "scale-row" }, el("span", {}, low < 0 ? "−1 opposite" : zero > 0 ? `${zero} least here` : "0 unlike"), root, el("span", {}, "1 identical"),
     gaps ? svg("svg", { class: "hatched", viewBox: "0 0 16 10", "aria-hidden": "true" }, svg("rect", { class: "missing", width: 16, height: 10 })) : null,
     gaps ? el("span", {}, "not compared") : null);
 }

@@ -56,7 +56,7 @@ function start() {
   for (const host of document.querySelectorAll("[data-matrix]")) {
     const [model, key] = host.dataset.matrix.split(":");
     const matrix = models[model].matrices[key];
-    host.append(colorScale(matrix.low, matrix.values.flat().includes(null)));
+    host.append(colorScale(matrix.low, matrix.values.flat().includes(null), matrix.zero));
     matrixChart(host, { ...matrix, size: models.length > 1 ? 420 : 520 });
   }
   for (const host of document.querySelectorAll("[data-curve]")) {
@@ -66,6 +66,7 @@ function start() {
   const maps = document.getElementById("map-viewer");
   if (maps) mapViewer(maps, models);
   for (const table of document.querySelectorAll("table.sortable")) sortable(table);
+  for (const box of document.querySelectorAll(".scroll")) sideways(box);
   for (const button of document.querySelectorAll("[data-copy-table]"))
     copyButton(button, () => csvOf(document.getElementById(button.dataset.copyTable)));
   for (const button of document.querySelectorAll("[data-copy-numbers]")) copyButton(button, data.csv);

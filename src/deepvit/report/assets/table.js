@@ -34,3 +34,17 @@ function sortable(table) {
     });
   });
 }
+
+// A table wider than the page says that it scrolls: in words above it, and by a shade where more of it is hidden.
+function sideways(box) {
+  const hint = el("p", { class: "scroll-hint", hidden: true }, "Wider than the page: scroll sideways for the rest →");
+  box.before(hint);
+  const look = () => {
+    const hidden = box.scrollWidth - box.clientWidth;
+    hint.hidden = hidden < 2;
+    box.classList.toggle("more", hidden - box.scrollLeft > 1);
+  };
+  box.addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(look).observe(box);
+  look();
+}
