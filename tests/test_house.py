@@ -19,7 +19,7 @@ FREE = {"__init__", "__main__"}  # the public face of the package and the progra
 TORCH_ONLY = ("ops", "losses", "diagnostics/metrics")
 # These decide by module attributes and need no model library; our own operator is torch only as well.
 BELOW_DATA = {"diagnostics": {"errors", "files", "ops", "layers", "diagnostics"}}
-LIGHTNING = ("training", "data/datamodule.py", "diagnostics/monitor.py")
+LIGHTNING = ("training", "diagnostics/monitor.py")
 
 
 def imports(path: Path) -> set[str]:
@@ -86,6 +86,18 @@ def test_lightning_stays_in_its_rooms() -> None:
         and not path.relative_to(ROOT).as_posix().startswith(LIGHTNING)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_data_loads_no_lightning() -> None:
+    """In a fresh process and through all that it imports, a source opened and a batch made."""
+    code = (
+        "import sys\n"
+        "from deepvit.data import InputSpec, Loaders\n"
+        "next(iter(Loaders('digits', input=InputSpec(8), progress=False).train_dataloader()))\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('lightning', 'pytorch_lightning')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_no_room_for_odds_and_ends() -> None:

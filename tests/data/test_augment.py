@@ -7,10 +7,11 @@ import pytest
 import torch
 from timm.data.random_erasing import RandomErasing
 
-from deepvit.data import augment
-from deepvit.data.augment import BatchAugment, Normalize
-from deepvit.data.config import AugmentConfig, no_augmentation, resolve
-from deepvit.data.mixing import global_seed, make_mixing, seed_of
+from deepvit.data.augmentation import AugmentConfig, no_augmentation, resolve
+from deepvit.data.batched import augment
+from deepvit.data.batched.augment import BatchAugment, Normalize
+from deepvit.data.batched.mixing import make_mixing
+from deepvit.data.batched.seeds import global_seed, seed_of
 from deepvit.errors import UserError
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from data.conftest import encoded, write_files
 
-from deepvit.data import AugmentConfig, ImageDataModule, open_data
-from deepvit.data.augment import BatchAugment
-from deepvit.data.loader import Batch, Key, StoredTrain
+from deepvit.data import AugmentConfig, InputSpec, open_data
+from deepvit.data.batched.augment import BatchAugment
+from deepvit.data.batched.keyed import Batch, Key
+from deepvit.data.batched.memory import StoredTrain
 from deepvit.errors import UserError
+from deepvit.training import ImageDataModule
 
 STRONG = AugmentConfig(
     randaugment="rand-m9-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5, mixup=0.8, cutmix=1.0
@@ -21,7 +23,16 @@ STRONG = AugmentConfig(
 
 
 def module(data: object, **options: object) -> ImageDataModule:
-    defaults: dict[str, object] = {"img_size": 12, "batch_size": 4, "progress": False}
+    defaults: dict[str, object] = {"batch_size": 4, "progress": False}
+    names = {
+        "img_size": "size",
+        "mean": "mean",
+        "std": "std",
+        "interpolation": "interpolation",
+        "crop_pct": "crop_pct",
+    }
+    spec = {names[name]: options.pop(name) for name in list(options) if name in names}
+    defaults["input"] = InputSpec(**{"size": 12, **spec})  # type: ignore[arg-type]
     return ImageDataModule(data, **(defaults | options))  # type: ignore[arg-type]
 
 
@@ -200,33 +211,12 @@ def test_diagnosis_subset_is_spread_over_the_classes(folder: Path) -> None:
     assert torch.cat([labels for _, labels in loader]).tolist() == [0, 1, 2]
 
 
-def test_disk_cache_only_when_asked_and_only_for_the_same_contents(folder: Path, tmp_path: Path) -> None:
-    before = sorted(folder.rglob("*"))
-    cache = tmp_path / "cache"
-    first = next(iter(module(str(folder), cache_dir=cache).val_dataloader()))
-    files = sorted(cache.iterdir())
-    assert len(files) == 1
-    assert sorted(folder.rglob("*")) == before
-    stamp = files[0].stat().st_mtime_ns
-    again = next(iter(module(str(folder), cache_dir=cache).val_dataloader()))
-    assert files[0].stat().st_mtime_ns == stamp
-    assert same(list(first), list(again))
-    (folder / "val" / "ant" / "00.png").write_bytes(encoded(12345))
-    changed = next(iter(module(str(folder), cache_dir=cache).val_dataloader()))
-    assert not torch.equal(first[0], changed[0])
-    for file in cache.iterdir():
-        file.unlink()
-        file.write_bytes(b"damaged")
-    repaired = next(iter(module(str(folder), cache_dir=cache).val_dataloader()))
-    assert same(list(changed), list(repaired))
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"batch_size": 0}, "at least 1"),
         ({"seed": -1}, "seed=-1"),
-        ({"unreadable": "ignore"}, "raise or skip"),
+        ({"unreadable": "ignore"}, "stop or skip"),
         ({"interpolation": "cubic"}, "bicubic, bilinear"),
         ({"crop_pct": 1.5}, "crop_pct"),
         ({"cache": "disk"}, "auto, ram or off"),
@@ -339,7 +329,7 @@ def test_processes_augment_differently(folder: Path) -> None:
     data = module(str(folder), augment=STRONG)
     stored = data._store("train")
     assert stored is not None
-    augment = BatchAugment(data.augment, data.size, data.mean, data.std)
+    augment = BatchAugment(data.augment, data.input.hw, data.input.mean, data.input.std)
     first, second = (
         StoredTrain(stored, augment, 0, rank).batch(Key(0, 0, torch.arange(8))) for rank in (0, 1)
     )

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment as timm_ops
 
-from deepvit.data import pixel_ops as px
-from deepvit.data import randaugment
+from deepvit.data.batched import pixel_ops as px
+from deepvit.data.batched import randaugment
 
 COUNT = 6
 

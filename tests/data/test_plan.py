@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepvit.data import ImageDataModule
-from deepvit.data.plan import EvalPlan, TrainPlan
+from deepvit.data import InputSpec, Loaders
+from deepvit.data.batched.plan import EvalPlan, TrainPlan
 from deepvit.data.split import evenly_spaced, stratified_split
 from deepvit.errors import UserError
 
@@ -56,7 +56,7 @@ def test_the_data_module_takes_its_share_of_a_process_group(
     shares = []
     for rank in range(2):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        module = ImageDataModule(str(folder), img_size=12, batch_size=4, progress=False)
+        module = Loaders(str(folder), input=InputSpec(12), batch_size=4, progress=False)
         assert len(module.train_dataloader()) == 3
         shares.append([images for images, _ in module.train_dataloader()])
         assert sum(len(images) for images, _ in module.val_dataloader()) in (4, 5)

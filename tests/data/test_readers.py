@@ -11,7 +11,7 @@ import pytest
 import torch
 from data.conftest import classes, encoded, write_files, write_tar
 
-from deepvit.data import ImageDataModule, open_data
+from deepvit.data import InputSpec, Loaders, open_data
 from deepvit.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_torchvision_sets_by_name(mnist: Path) -> None:
     assert (len(data.train), len(data.val), data.num_classes, data.mirror) == (40, 20, 10, False)
     assert data.class_names[3] == "3 - three"
     assert data.train.targets.tolist() == [i % 10 for i in range(40)]
-    module = ImageDataModule(data, img_size=28, batch_size=8, progress=False)
+    module = Loaders(data, input=InputSpec(28), batch_size=8, progress=False)
     images, _ = next(iter(module.train_dataloader()))
     assert images.shape == (8, 3, 28, 28)
     assert module.augment.hflip == 0.0
@@ -104,7 +104,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def passes(place: Path, epochs: list[int], workers: int = 2) -> list[list[torch.Tensor]]:
-    module = ImageDataModule(f"wds/{place}", img_size=12, batch_size=4, workers=workers, progress=False)
+    module = Loaders(f"wds/{place}", input=InputSpec(12), batch_size=4, workers=workers, progress=False)
     loader = module.train_dataloader()
     result = []
     for epoch in epochs:
@@ -119,12 +119,12 @@ def test_webdataset_shards(shards: Path) -> None:
     pytest.importorskip("webdataset")
     data = open_data(f"wds/{shards}")
     assert (len(data.train), len(data.val), data.class_names) == (30, 7, ["0", "1", "2"])
-    module = ImageDataModule(data, img_size=12, batch_size=4, workers=1, progress=False)
+    module = Loaders(data, input=InputSpec(12), batch_size=4, workers=1, progress=False)
     batches = list(module.val_dataloader())
     assert torch.cat([labels for _, labels in batches]).tolist() == [i % 3 for i in range(100, 107)]
     # 7 and 7 images in two shards, batches of 4: workers end on short batches, which are put together again
     shard(shards / "val-0001.tar", 107, 7)
-    module = ImageDataModule(f"wds/{shards}", img_size=12, batch_size=4, workers=2, progress=False)
+    module = Loaders(f"wds/{shards}", input=InputSpec(12), batch_size=4, workers=2, progress=False)
     loader = module.val_dataloader()
     assert [len(images) for images, _ in loader] == [4, 4, 4, 2]
     assert len(loader) == 4
@@ -173,7 +173,7 @@ def test_webdataset_info_file_and_class_count(tmp_path: Path, shards: Path) -> N
     (shards / "_info.txt").rename(shards / "_info.json")
     data = open_data(f"wds/{shards}", num_classes=5)
     assert (len(data.train), len(data.val), data.num_classes) == (30, 7, 5)
-    module = ImageDataModule(data, img_size=12, batch_size=7, workers=1, progress=False)
+    module = Loaders(data, input=InputSpec(12), batch_size=7, workers=1, progress=False)
     assert sum(len(images) for images, _ in module.val_dataloader()) == 7
 
 
@@ -184,5 +184,5 @@ def test_webdataset_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no shards named train\*\.tar"):
         open_data(f"wds/{tmp_path}")
     (tmp_path / "train-0.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match=r"shard .*train-0\.tar cannot be read"):
+    with pytest.raises(UserError, match=r"train-0\.tar is not a readable uncompressed tar"):
         open_data(f"wds/{tmp_path}")

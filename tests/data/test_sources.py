@@ -15,7 +15,7 @@ from deepvit.errors import UserError
 
 def test_digits_are_split_once_and_for_all() -> None:
     data = open_data("digits")
-    again = open_data("digits", seed=5, val_fraction=0.5)
+    again = open_data("digits")
     assert (len(data.train), len(data.val), data.num_classes, data.mirror) == (1438, 359, 10, False)
     assert torch.equal(data.train.targets, again.train.targets)
     assert data.val.targets.bincount().tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
@@ -29,7 +29,8 @@ def test_digits_are_split_once_and_for_all() -> None:
 def test_table_has_a_row_for_every_form() -> None:
     rows = table()
     assert {"digits", "torch/NAME", "hfds/NAME", "wds/PLACE"} <= {row["data"] for row in rows}
-    assert all(set(row) == {"data", "what", "needs"} for row in rows)
+    assert all(set(row) == {"data", "what", "needs", "options"} for row in rows)
+    assert "1,438 for training and 359 for testing" in rows[0]["what"]  # the counts of the test above
 
 
 @pytest.mark.parametrize("val", ["val", "validation", "test"])
@@ -58,7 +59,7 @@ def test_flat_folder_is_split_stratified_and_by_its_own_seed(tmp_path: Path) -> 
     assert "20%" in data.split
     seen = {data.train.where(i) for i in range(24)} | {data.val.where(i) for i in range(6)}
     assert len(seen) == 30
-    other = open_data(str(tmp_path), seed=1)
+    other = open_data(str(tmp_path), split_seed=1)
     assert [other.val.where(i) for i in range(6)] != [data.val.where(i) for i in range(6)]
     assert len(open_data(str(tmp_path), val_fraction=0.5).val) == 15
 
@@ -172,9 +173,10 @@ def test_a_class_only_in_val_is_named(tmp_path: Path) -> None:
 def test_notes_name_empty_folders_and_classes_without_validation(tmp_path: Path) -> None:
     write_files(tmp_path, classes(2, "train/") | classes(1, "val/", ("ant", "bee")))
     (tmp_path / "train" / "dodo").mkdir()
-    notes = " ".join(open_data(str(tmp_path)).notes)
-    assert "'cat'" in notes
-    assert "dodo is empty" in notes
+    assert open_data(str(tmp_path)).account() == [
+        "1 folder holds no images: train/dodo",
+        "1 class without validation images: cat",
+    ]
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

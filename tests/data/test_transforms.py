@@ -9,8 +9,8 @@ from data.conftest import picture
 from PIL import Image
 from timm.data import create_transform
 
-from deepvit.data.config import AugmentConfig, no_augmentation, resolve
-from deepvit.data.mixing import global_seed
+from deepvit.data.augmentation import AugmentConfig, no_augmentation, resolve
+from deepvit.data.batched.seeds import global_seed
 from deepvit.data.transforms import eval_transform, geometry, train_transform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

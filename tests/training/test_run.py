@@ -83,7 +83,9 @@ def test_deployed_weights_give_the_reported_accuracy(finished: deepvit.training.
     from deepvit.training.inference import datamodule_for
 
     data = datamodule_for(card, "digits", 64, 0)
-    chosen = deepvit.data.ImageDataModule(data.data, max_val_images=100, img_size=8, batch_size=64)
+    chosen = deepvit.data.Loaders(
+        data.data, max_val_images=100, input=deepvit.data.InputSpec(8), batch_size=64
+    )
     right = sum(int((model(x).argmax(-1) == y).sum()) for x, y in chosen.val_dataloader())
     assert right == pytest.approx(float(rows[-1]["val/top1"]))
 

@@ -118,8 +118,9 @@ def engine_loop(options: dict[str, Any]) -> dict[str, float]:
 
 def bare_loop(options: dict[str, Any]) -> dict[str, float]:
     """What a person would write by hand: the same loader, model, loss and optimizer, and nothing else."""
-    from deepvit.data import ImageDataModule, open_data
+    from deepvit.data import open_data
     from deepvit.training.build import build_model, native_size
+    from deepvit.training.datamodule import ImageDataModule
     from deepvit.training.inference import input_options
 
     config = TrainConfig.from_options(options)

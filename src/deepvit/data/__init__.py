@@ -1,22 +1,27 @@
-"""Data: one string to a data set, its transforms, and the Lightning data module."""
+"""Data: one string to a data set, its transforms, and loaders whose batches are a function of a key. No Lightning."""
 
-from __future__ import annotations
+from deepvit.data.augmentation import AugmentConfig
+from deepvit.data.dataset import ImageData
+from deepvit.data.images import read_image
+from deepvit.data.inputs import InputSpec
+from deepvit.data.loaders import Loaders
+from deepvit.data.options import DataOptions
+from deepvit.data.sets import ImageSet
+from deepvit.data.sources import SOURCES, Source, open_data, open_images, table
+from deepvit.data.transforms import Transforms
 
-from typing import TYPE_CHECKING, Any
-
-from deepvit.data.config import AugmentConfig
-from deepvit.data.images import ImageSet
-from deepvit.data.sources import ImageData, open_data, open_images, table
-
-if TYPE_CHECKING:
-    from deepvit.data.datamodule import ImageDataModule
-
-__all__ = ["AugmentConfig", "ImageData", "ImageDataModule", "ImageSet", "open_data", "open_images", "table"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ImageDataModule":  # Lightning is imported only when its module is asked for
-        from deepvit.data.datamodule import ImageDataModule
-
-        return ImageDataModule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "SOURCES",
+    "AugmentConfig",
+    "DataOptions",
+    "ImageData",
+    "ImageSet",
+    "InputSpec",
+    "Loaders",
+    "Source",
+    "Transforms",
+    "open_data",
+    "open_images",
+    "read_image",
+    "table",
+]

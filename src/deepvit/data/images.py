@@ -1,179 +1,132 @@
-"""Sets of labelled images with random access: class folders, tars, arrays, and timm's map-style readers."""
+"""Reading one image: every file of every source becomes 8-bit RGB here, upright, or one line that names it.
+
+Training, validation, prediction and diagnosis all read by :func:`read_image` or :func:`reading` and
+:func:`to_rgb`, so that a network sees the same pixels wherever it is asked.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
-import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deepvit.errors import UserError
 
-UNLABELLED = -1
+_TURNED = range(2, 9)  # EXIF orientations that are not upright
 
 
-class ImageSet(ABC):
-    """Images by number, with their labels: ``targets`` int64 [n], ``UNLABELLED`` (-1) where there is none."""
+def read_image(source: str | os.PathLike[str] | bytes | IO[bytes], name: str | None = None) -> Image.Image:
+    """An image file as upright 8-bit RGB; ``UserError`` that names it when it cannot be read.
 
-    targets: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @abstractmethod
-    def open(self, index: int) -> Image.Image:
-        """The image as its source has it (any PIL mode); may raise whatever its source raises."""
-
-    @abstractmethod
-    def where(self, index: int) -> str:
-        """How to name the image to a person: its path, or its number in its source."""
-
-    def image(self, index: int) -> Image.Image:
-        """The decoded image in RGB; ``UserError`` that names it when it cannot be read.
-
-        Grey becomes three equal channels; 16-bit grey is scaled to 8 bits (PIL alone would clip it).
-        """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # e.g. palette transparency, which RGB drops anyway
-                return _as_rgb(self.open(index))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"image {self.where(index)} cannot be read ({reason}); mend or remove it"
-            ) from error
-
-    def fingerprint(self) -> list[Any] | None:
-        """What identifies the contents (JSON-able), for a cache on disk; None when there is no cheap way."""
-        return None
-
-    def subset(self, indices: Sequence[int] | torch.Tensor) -> ImageSet:
-        """The images with these numbers, in this order."""
-        return Subset(self, torch.as_tensor(indices, dtype=torch.int64))
-
-
-class Subset(ImageSet):
-    """A choice of images out of another set."""
-
-    def __init__(self, base: ImageSet, indices: torch.Tensor) -> None:
-        self.base, self.indices = base, indices
-        self.targets = base.targets[indices]
-
-    def open(self, index: int) -> Image.Image:
-        """As the base set has it."""
-        return self.base.open(int(self.indices[index]))
-
-    def where(self, index: int) -> str:
-        """As the base set names it."""
-        return self.base.where(int(self.indices[index]))
-
-    def fingerprint(self) -> list[Any] | None:
-        """The base set's, and which images were chosen."""
-        base = self.base.fingerprint()
-        return None if base is None else [base, self.indices.tolist()]
-
-
-class FileImages(ImageSet):
-    """Image files under one folder; ``paths`` are relative to ``root`` with forward slashes."""
-
-    def __init__(self, root: Path, paths: Sequence[str], targets: torch.Tensor) -> None:
-        self.root, self.paths, self.targets = root, list(paths), targets
-
-    def open(self, index: int) -> Image.Image:
-        """Reads the file."""
-        with open(self.root / self.paths[index], "rb") as file:
-            image = Image.open(file)
-            image.load()
-        return image
-
-    def where(self, index: int) -> str:
-        """The file's path."""
-        return str(self.root / self.paths[index])
-
-    def fingerprint(self) -> list[Any] | None:
-        """Name, size and time of change of every file."""
-        stats = [os.stat(self.root / path) for path in self.paths]
-        return [[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)]
-
-
-class TarImages(ImageSet):
-    """Images in an uncompressed tar, read in place: ``extents`` int64 [n, 2] holds offset and size in bytes.
-
-    Reads by position, so that worker processes and threads may share one open file.
+    Args:
+        source: path, encoded bytes, or an open binary file.
+        name: how to call it in an error; by default its path.
     """
+    with reading(name or (str(source) if isinstance(source, (str, os.PathLike)) else "given as bytes")):
+        return to_rgb(decode(source))
 
-    def __init__(
-        self, archive: Path, names: Sequence[str], extents: torch.Tensor, targets: torch.Tensor
-    ) -> None:
-        self.archive, self.names, self.extents, self.targets = archive, list(names), extents, targets
-        self._file: io.FileIO | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+def decode(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Image.Image:
+    """The decoded image as its file has it: any mode, not turned; of an animation its first frame.
 
-    def open(self, index: int) -> Image.Image:
-        """Reads the member."""
-        if self._file is None:
-            self._file = io.FileIO(self.archive)
-        offset, size = self.extents[index].tolist()
-        image = Image.open(io.BytesIO(os.pread(self._file.fileno(), size, offset)))
+    Raises what PIL raises: call it inside :func:`reading`.
+    """
+    with contextlib.ExitStack() as opened:
+        if isinstance(source, (str, os.PathLike)):
+            source = opened.enter_context(open(source, "rb"))
+        elif isinstance(source, bytes):
+            source = io.BytesIO(source)
+        if not source.read(1):
+            raise OSError("the file is empty, 0 bytes")
+        source.seek(0)
+        image = Image.open(source)
         image.load()
         return image
 
-    def where(self, index: int) -> str:
-        """Archive and member."""
-        return f"{self.names[index]} in {self.archive}"
 
-    def fingerprint(self) -> list[Any] | None:
-        """Path, size and time of change of the archive, and the members."""
-        stat = os.stat(self.archive)
-        return [str(self.archive.resolve()), stat.st_size, stat.st_mtime_ns, self.names]
-
-
-class ArrayImages(ImageSet):
-    """Images that are in memory: ``array`` uint8 [n, h, w] (grey) or [n, h, w, 3]."""
-
-    def __init__(self, array: np.ndarray[Any, Any], targets: torch.Tensor, name: str) -> None:
-        assert array.dtype == np.uint8
-        assert array.ndim in (3, 4)
-        self.array, self.targets, self.name = array, targets, name
-
-    def open(self, index: int) -> Image.Image:
-        """A PIL view of the array."""
-        return Image.fromarray(self.array[index])
-
-    def where(self, index: int) -> str:
-        """Its number."""
-        return f"{index} of {self.name}"
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a ``UserError`` of one line: ``image NAME cannot be read (why); ...``."""
+    try:
+        with warnings.catch_warnings():
+            # PIL's own words on what it can read all the same: odd metadata, very many pixels
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # bytes from anywhere make PIL raise anything, struct.error and KeyError included
+        raise UserError(f"image {name} cannot be read ({_reason(error)}); mend or remove it") from error
 
 
-class DatasetImages(ImageSet):
-    """A map-style data set of (PIL image, label), as torchvision's, or a timm reader of (file, label)."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright 8-bit RGB of a decoded image of any mode.
 
-    def __init__(self, dataset: Any, targets: torch.Tensor, name: str) -> None:
-        self.dataset, self.targets, self.name = dataset, targets, name
-
-    def open(self, index: int) -> Image.Image:
-        """The sample's image."""
-        image = self.dataset[index][0]
-        return image if isinstance(image, Image.Image) else Image.open(image)
-
-    def where(self, index: int) -> str:
-        """Its number."""
-        return f"{index} of {self.name}"
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey ("I;16") and what older PNG readers made of it ("I")
-        wide = np.asarray(image).astype(np.float32)
-        image = Image.fromarray(np.clip(np.round(wide / 257.0), 0, 255).astype(np.uint8))
+    EXIF orientation is applied. Grey becomes three equal channels. 16-bit grey is scaled by 255/65535 (PIL alone cuts
+    at 255, which is white); floats are taken as 0..1. What is transparent is laid on white, as a viewer shows it (PIL
+    alone shows whatever colour lies beneath). Raises ``ValueError`` for values that have no agreed range, and what PIL
+    raises for modes that it cannot convert.
+    """
+    kind = image.format  # of the file: a turned image no longer knows it
+    image = upright(image)
+    if image.mode.startswith("I"):
+        image = _from_wide(image, kind)
+    elif image.mode == "F":
+        image = _from_float(image)
+    if image.mode in ("RGBA", "LA", "RGBa", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says (photographs of a phone held upright); others as they are.
+
+    Masks that belong to photographs are turned by it as well. EXIF that cannot be parsed turns nothing.
+    """
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    except Exception:  # PIL parses metadata without checks, and pixels are good without it
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _from_wide(image: Image.Image, kind: str | None) -> Image.Image:
+    """16-bit grey ("I;16", or "I" as PIL reads some 16-bit files) as 8-bit grey."""
+    values = np.asarray(image).astype(np.int64)
+    if image.mode == "I" and kind == "TIFF":
+        raise ValueError("whole numbers of 32 bits have no agreed range; save it with 8 or 16 bits")
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"values from {values.min()} to {values.max()} are not of 16 bits")
+    return Image.fromarray((values / 257.0).round().astype(np.uint8))
+
+
+def _from_float(image: Image.Image) -> Image.Image:
+    """Floats 0..1 as 8-bit grey."""
+    values = np.asarray(image)
+    if not (values.min() >= 0.0 and values.max() <= 1.0):  # NaN too
+        raise ValueError(
+            f"floats from {values.min():g} to {values.max():g} have no agreed range; save it with 8 or 16 bits"
+        )
+    return Image.fromarray((values * 255.0).round().astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    """Why an image could not be read, in a few words without PIL's object addresses."""
+    if isinstance(error, UnidentifiedImageError):
+        return "in no image format that is known here"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    lines: list[Any] = str(error).splitlines()
+    return str(lines[0]) if lines else type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tarfile
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from timm.utils.misc import natural_key
 
-from deepvit.data.images import UNLABELLED, FileImages, ImageSet, TarImages
+from deepvit.data.archives import extents_of
+from deepvit.data.sets import UNLABELLED, FileImages, ImageSet, TarImages
 from deepvit.errors import UserError
 
 TRAIN_NAMES = ("train", "training")
@@ -26,7 +27,8 @@ class Listing:
     place: Path
     paths: list[str]
     extents: dict[str, tuple[int, int]] | None = None  # of a tar: offset and size in bytes of each member
-    empty_classes: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    """Folders without an image below them, the topmost of each branch."""
 
     def images(self, paths: list[str], targets: list[int]) -> ImageSet:
         """The images at ``paths`` with these labels."""
@@ -38,58 +40,185 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """Walks a folder (links followed) for files with an image's ending; hidden ones are left out."""
+    """Walks a folder (links followed) for files with an image's ending; hidden ones are left out.
+
+    Raises ``UserError`` for a folder that may not be read, and for links that lead in a circle.
+    """
     extensions = image_extensions()
     paths: list[str] = []
-    bare: list[str] = []
-    for folder, folders, files in os.walk(root, followlinks=True):
+    folders_seen: list[str] = []
+    above: dict[str, tuple[tuple[int, int], ...]] = {}
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"folder {error.filename} cannot be read ({error.strerror}); mend its permissions")
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        stat = os.stat(folder)
+        chain = above.get(os.path.dirname(folder), ())
+        if (stat.st_dev, stat.st_ino) in chain:
+            raise UserError(f"{folder} is a link to a folder above it; take the link out")
+        above[folder] = (*chain, (stat.st_dev, stat.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
         prefix = "" if prefix == "." else prefix + "/"
-        found = [f for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in extensions]
-        paths += [prefix + name for name in found]
-        if not found and not folders and prefix:
-            bare.append(prefix.rstrip("/"))
-    return Listing(root, sorted(paths, key=natural_key), empty_classes=bare)
+        paths += [
+            prefix + name
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
+        ]
+        if prefix:
+            folders_seen.append(prefix.rstrip("/"))
+    full = {
+        "/".join(parts[:n]) for parts in (path.split("/") for path in paths) for n in range(1, len(parts))
+    }
+    bare = [name for name in folders_seen if name not in full]
+    top = [name for name in bare if os.path.dirname(name) not in bare]
+    return Listing(root, sorted(paths, key=natural_key), empty=sorted(top, key=natural_key))
 
 
 def list_tar(archive: Path) -> Listing:
-    """Indexes an uncompressed tar without unpacking it; raises ``UserError`` when it is not one."""
-    extensions = image_extensions()
-    extents: dict[str, tuple[int, int]] = {}
-    try:
-        with tarfile.open(archive, mode="r:") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                hidden = any(part.startswith(".") for part in name.split("/"))
-                if member.isfile() and not hidden and os.path.splitext(name)[1].lower() in extensions:
-                    extents[name] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(
-            f"{archive} is not a readable uncompressed tar ({error}); make one by `tar cf`"
-        ) from error
+    """Indexes an uncompressed tar without unpacking it; raises ``UserError`` when it is not one, or not whole."""
+    extents = extents_of(archive, image_extensions())
     return Listing(archive, sorted(extents, key=natural_key), extents)
 
 
-def split_by_name(listing: Listing) -> tuple[dict[str, list[str]], str] | None:
-    """Paths by split name where folders of that name are at the top (below at most one common folder).
+@dataclass
+class Parts:
+    """A listing told apart by folders named train, val, ...: each part's name as it stands there, and its images."""
 
-    Returns ``({split name: paths}, prefix in front of the split name)``; None when there is no train folder.
+    prefix: str
+    train: str
+    val: str | None
+    paths: dict[str, list[str]]
+    unused: list[str]
+
+
+def split_by_name(listing: Listing, layout: str | None = None) -> Parts | None:
+    """The parts of a listing whose top folders are named so (below at most one common folder, in any case).
+
+    Names near to train, val, test are questioned rather than taken for classes: ``train/`` beside a misspelt
+    ``vall/`` would train on two classes of those names. ``layout`` "classes" takes every name for a class's,
+    "parts" demands parts. Returns None when the folders are classes; raises ``UserError`` for a doubtful name,
+    an empty part, and parts that were demanded and are not there.
     """
+    if layout == "classes":
+        return None
     prefix = ""
     while True:
-        tops = {path[len(prefix) :].split("/", 1)[0] for path in listing.paths}
+        tops, loose = set(), 0
+        for path in listing.paths:
+            top, slash, _ = path[len(prefix) :].partition("/")
+            tops |= {top} if slash else set()
+            loose += not slash
+        train, val = _first(tops, TRAIN_NAMES), _first(tops, VAL_NAMES)
         # A class may be called "train" (the vehicle): then other names stand beside it, and no val.
-        if tops & {*TRAIN_NAMES} and (tops & {*VAL_NAMES} or len(tops) == 1):
+        if train and (val or (len(tops) == 1 and not loose)):
             break
-        nested = all(path[len(prefix) :].count("/") >= 2 for path in listing.paths)
-        if len(tops) != 1 or not nested:
+        _question(listing, prefix, tops)
+        if len(tops) != 1 or not all(path[len(prefix) :].count("/") >= 2 for path in listing.paths):
+            if layout == "parts":
+                raise UserError(
+                    f"{listing.place} has no folders train/ and val/ (or validation/, test/), which layout parts "
+                    "asks for; rename them, or leave layout out"
+                )
             return None
         prefix += f"{tops.pop()}/"
-    splits: dict[str, list[str]] = {}
+    bare = [name[len(prefix) :] for name in listing.empty if name.startswith(prefix)]
+    bare = [name for name in bare if _part(name) == "val"]
+    if val is None and bare:
+        raise UserError(
+            f"{listing.place}/{prefix}{bare[0]} holds no images; put validation images there, or remove it "
+            "to hold out a part"
+        )
+    unused = sorted(tops - {train, val})
+    for name in unused:
+        if _part(name) is None and _slip(name):
+            raise _doubt(listing, prefix, name)
+    paths: dict[str, list[str]] = {}
     for path in listing.paths:
-        splits.setdefault(path[len(prefix) :].split("/", 1)[0], []).append(path)
-    return splits, prefix
+        paths.setdefault(path[len(prefix) :].split("/", 1)[0], []).append(path)
+    if loose:
+        unused.append(f"{loose} image(s) outside of them")
+    return Parts(prefix, train, val, paths, unused)
+
+
+def _first(names: Iterable[str], known: tuple[str, ...]) -> str | None:
+    """The name that stands first in ``known``, whatever its case."""
+    by_name = {name.casefold(): name for name in sorted(names, reverse=True)}
+    return next((by_name[name] for name in known if name in by_name), None)
+
+
+def _part(name: str) -> str | None:
+    """ "train" or "val" for a part's exact name."""
+    folded = name.casefold()
+    return "train" if folded in TRAIN_NAMES else "val" if folded in VAL_NAMES else None
+
+
+def _near(name: str) -> str | None:
+    """The part's name that this may be meant for: one of several words ("train_images"), or a slip away."""
+    words = re.split(r"[^a-z]+", name.casefold())
+    return next((word for word in words if word in (*TRAIN_NAMES, *VAL_NAMES)), None) or _slip(name)
+
+
+def _slip(name: str) -> str | None:
+    """The part's name of which this is a misspelling."""
+    known = (*TRAIN_NAMES, *VAL_NAMES)
+    off = {part: slips(name.casefold(), part) for part in known}
+    close = [part for part in known if off[part] <= (2 if len(part) > 6 else 1)]
+    return min(close, key=lambda part: off[part], default=None)
+
+
+def slips(a: str, b: str) -> int:
+    """Letters wrong, missing, too many, or two swapped (optimal string alignment distance)."""
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            best = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                best = min(best, before[j - 2] + 1)
+            row.append(best)
+        before, last = last, row
+    return last[-1]
+
+
+def _question(listing: Listing, prefix: str, tops: set[str]) -> None:
+    """Raises where folders that would be taken for classes look like parts.
+
+    They do when every name is a part's or near to one, and when one is and holds the same folders as another: classes.
+    """
+    likely = {name: part for name in sorted(tops) if (part := _part(name) or _near(name))}
+    if len(tops) < 2 or not likely:
+        return
+    doubtful = [name for name in sorted(tops) if _part(name) is None]
+    inside: dict[str, set[str]] = {name: set() for name in tops}
+    for path in listing.paths:
+        parts = path[len(prefix) :].split("/")
+        if len(parts) > 2:
+            inside[parts[0]].add(parts[1])
+    shared = any(
+        inside[name] & inside[other] for name in likely for other in tops if other != name and inside[other]
+    )
+    if len(tops) == len(likely) and not doubtful:
+        raise UserError(
+            f"{listing.place}/{prefix} holds {', '.join(sorted(tops))} but no train folder; add or rename it, or give "
+            "--data.layout classes if the folders are classes"
+        )
+    if not doubtful or not (shared or len(likely) == len(tops)):
+        return
+    worst = next((name for name in doubtful if name in likely), doubtful[0])
+    raise _doubt(listing, prefix, worst)
+
+
+def _doubt(listing: Listing, prefix: str, name: str) -> UserError:
+    near = _near(name)
+    others = "train/ and val/ (or validation/, test/)"
+    way = f"rename it to {near}/ if that is meant" if near else f"name the parts {others}"
+    return UserError(
+        f"{listing.place}/{prefix}{name} is neither a part's name nor surely a class: {way}, or give "
+        "--data.layout classes if the folders are classes"
+    )
 
 
 def class_prefix(paths: list[str]) -> str:
@@ -102,7 +231,7 @@ def class_prefix(paths: list[str]) -> str:
         prefix += f"{tops.pop()}/"
 
 
-def classes_of(listing: Listing, paths: list[str], prefix: str, what: str) -> list[str]:
+def classes_of(paths: list[str], prefix: str, what: str) -> list[str]:
     """The class name of each path: its first folder after ``prefix``; ``UserError`` where there is none."""
     names = [path[len(prefix) :].split("/") for path in paths]
     loose = [path for path, parts in zip(paths, names, strict=True) if len(parts) < 2]

@@ -6,6 +6,8 @@ import torch
 
 from deepvit.errors import UserError
 
+DEFAULT_VAL_FRACTION = 0.2
+
 
 def stratified_split(
     targets: torch.Tensor, fraction: float, *, seed: int
@@ -26,6 +28,18 @@ def stratified_split(
         val.append(members[:held])
         train.append(members[held:])
     return torch.cat(train).sort().values, torch.cat(val).sort().values
+
+
+def hold_out(
+    targets: torch.Tensor, fraction: float | None, seed: int | None
+) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """``stratified_split`` by the options of a source (None: 0.2, seed 0), and a sentence that says so."""
+    fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
+    seed = 0 if seed is None else seed
+    if seed < 0:
+        raise UserError(f"split_seed={seed} must not be negative")
+    train, val = stratified_split(targets, fraction, seed=seed)
+    return train, val, f"stratified split, {fraction:.0%} of each class for validation, seed {seed}"
 
 
 def evenly_spaced(count: int, limit: int | None) -> torch.Tensor | None:

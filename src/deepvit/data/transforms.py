@@ -1,33 +1,51 @@
-"""Transforms of single PIL images: timm's own pipelines, for images too large to keep in memory."""
+"""Transforms of single images with their targets; for classification timm's own pipelines, of the image alone."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from timm.data.auto_augment import AutoAugment
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torchvision import transforms as tv
 
-from deepvit.data.config import SMALL_SIDE, AugmentConfig
-from deepvit.data.randaugment import parse_policy
-from deepvit.errors import UserError
+from deepvit.data.augmentation import AugmentConfig
+from deepvit.data.batched.randaugment import parse_policy
+from deepvit.data.inputs import InputSpec, Size
 
-Size = tuple[int, int]
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
-
-
-def default_crop_pct(size: Size) -> float:
-    """Share of the image that evaluation keeps by default: all of a small one, 0.9 (DeepViT's) of others."""
-    return 1.0 if max(size) <= SMALL_SIDE else 0.9
+Transform = Callable[[Any, Any], tuple[torch.Tensor, Any]]
+"""(PIL image in RGB, target as its set has it) to (image tensor [3, H, W], target): torchvision v2's calling form."""
 
 
-def check_interpolation(interpolation: str) -> None:
-    """Raises ``UserError`` unless PIL and timm know this name."""
-    if interpolation not in INTERPOLATIONS:
-        raise UserError(
-            f"interpolation={interpolation!r} is unknown; take one of {', '.join(INTERPOLATIONS)}"
-        )
+class Transforms(NamedTuple):
+    """The transform of training and that of evaluation, each of (image, target)."""
+
+    train: Transform
+    evaluate: Transform
+
+
+class ImageOnly:
+    """A transform of images as one of (image, target) that leaves the target as it is."""
+
+    def __init__(self, transform: Callable[[Any], torch.Tensor]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Any, target: Any) -> tuple[torch.Tensor, Any]:
+        """The transformed image, and the target."""
+        return self.transform(image), target
+
+
+def classification_transforms(config: AugmentConfig, spec: InputSpec) -> Transforms:
+    """timm's pipelines for a resolved ``config`` and what the network takes."""
+    train = train_transform(config, spec.hw, spec.mean, spec.std, spec.interpolation)
+    return Transforms(ImageOnly(train), ImageOnly(transform_of(spec)))
+
+
+def transform_of(spec: InputSpec) -> Any:
+    """PIL image to float32 [3, H, W], as evaluation and prediction take it."""
+    return eval_transform(spec.hw, spec.mean, spec.std, spec.interpolation, spec.crop)
 
 
 def train_transform(

@@ -7,8 +7,8 @@ from typing import Any
 
 import timm
 
-from deepvit.data import ImageData, ImageSet, open_data, open_images
-from deepvit.data.datamodule import eval_loader
+from deepvit.data import ImageData, ImageSet, InputSpec, open_data, open_images
+from deepvit.data.loaders import eval_loader
 from deepvit.data.split import evenly_spaced
 from deepvit.diagnostics import Report
 from deepvit.diagnostics import diagnose as measure
@@ -63,11 +63,9 @@ def diagnose(
     loader = eval_loader(
         pictures if chosen is None else pictures.subset(chosen),
         batch_size,
-        (int(fields["size"]),) * 2,
-        mean=tuple(fields["mean"]),
-        std=tuple(fields["std"]),
-        interpolation=fields["interpolation"],
-        crop_pct=fields["crop_pct"],
+        InputSpec(
+            int(fields["size"]), fields["mean"], fields["std"], fields["interpolation"], fields["crop_pct"]
+        ),
     )
     folder = Path(out) if out is not None else Path("diagnosis") / safe_name(subject.name)
     try:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,11 +13,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from deepvit.data import ImageDataModule, open_data
-from deepvit.data.transforms import eval_transform
+from deepvit.data import InputSpec, open_data, read_image
+from deepvit.data.transforms import transform_of
 from deepvit.errors import UserError
 from deepvit.files import write_json
 from deepvit.training.config import TrainConfig
+from deepvit.training.datamodule import ImageDataModule
 from deepvit.training.deploy import ModelCard, load_deployed, pick_device
 
 
@@ -97,13 +97,10 @@ def datamodule_for(card: ModelCard, spec: str, batch_size: int, workers: int | N
 def input_options(card: ModelCard) -> dict[str, Any]:
     """The input of a card in the names of the data room."""
     fields = card.input
-    return {
-        "img_size": card.img_size,
-        "mean": tuple(fields["mean"]),
-        "std": tuple(fields["std"]),
-        "interpolation": fields["interpolation"],
-        "crop_pct": fields["crop_pct"],
-    }
+    spec = InputSpec(
+        card.img_size, fields["mean"], fields["std"], fields["interpolation"], fields["crop_pct"]
+    )
+    return {"input": spec}
 
 
 def class_index(card: ModelCard, name: str, spec: str) -> int:
@@ -144,9 +141,7 @@ def predict(
     if topk < 1:
         raise UserError(f"topk={topk} must be at least 1")
     model, card = load_deployed(run, pick_device(device))
-    fields = input_options(card)
-    size = (fields.pop("img_size"),) * 2
-    transform = eval_transform(size, **fields)
+    transform = transform_of(input_options(card)["input"])
     where = next(model.parameters()).device
     pictures = [
         read_image(path) for path in images
@@ -165,21 +160,6 @@ def predict(
     if out is not None:
         write_json(out, result)
     return result
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Open an image file as RGB.
-
-    Raises:
-        UserError: it is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"there is no image {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {str(error).splitlines()[0]}") from None
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

@@ -14,12 +14,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from deepvit.data import ImageDataModule, open_data
+from deepvit.data import open_data
 from deepvit.errors import UserError
 from deepvit.files import write_atomic, write_json
 from deepvit.training.build import build_model, native_size
 from deepvit.training.callbacks import RunLog, clock
 from deepvit.training.config import TrainConfig
+from deepvit.training.datamodule import ImageDataModule
 from deepvit.training.deploy import ModelCard, save_deployed
 from deepvit.training.folder import Run, check_folder, clear_folder, command, hardware, read_run, versions
 from deepvit.training.inference import input_options

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from deepvit.data import ImageDataModule
 from deepvit.errors import UserError
 from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.config import TrainConfig
+from deepvit.training.datamodule import ImageDataModule
 from deepvit.training.module import Classifier
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from timm.data.auto_augment import AutoAugment, RandAugment, auto_augment_transform, rand_augment_transform
 
-from deepvit.data import pixel_ops as px
+from deepvit.data.batched import pixel_ops as px
 from deepvit.errors import UserError
 
 Tensor = torch.Tensor

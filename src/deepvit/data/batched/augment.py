@@ -13,9 +13,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from deepvit.data.config import AugmentConfig
-from deepvit.data.pixel_ops import affine
-from deepvit.data.randaugment import BatchPolicy
+from deepvit.data.augmentation import AugmentConfig
+from deepvit.data.batched.pixel_ops import affine
+from deepvit.data.batched.randaugment import BatchPolicy
 
 Tensor = torch.Tensor
 Size = tuple[int, int]

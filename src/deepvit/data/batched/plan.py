@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from deepvit.data.mixing import seed_of
+from deepvit.data.batched.seeds import seed_of
 from deepvit.errors import UserError
 
 

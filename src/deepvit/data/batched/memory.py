@@ -1,31 +1,27 @@
-"""Small sets decoded once into one uint8 tensor in memory, and on disk only when a folder for it is given."""
+"""Small sets decoded once into one uint8 tensor in memory, and the batches that come from there."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from deepvit.data.config import SMALL_SIDE
-from deepvit.data.images import ImageSet
+from deepvit.data.augmentation import SMALL_SIDE
+from deepvit.data.batched.augment import BatchAugment, Normalize, upscale
+from deepvit.data.batched.keyed import Batch, Key, Skipped
+from deepvit.data.batched.seeds import seed_of
+from deepvit.data.inputs import InputSpec, Size
+from deepvit.data.sets import ImageSet
 from deepvit.data.split import evenly_spaced
 from deepvit.data.transforms import geometry
 from deepvit.errors import UserError
-from deepvit.files import atomic_path
 
-Size = tuple[int, int]
 BUDGET = 2 * 1024**3
 """Bytes that all decoded images of a data set may take in memory."""
 PROBED = 64
@@ -40,6 +36,34 @@ class Stored:
     images: torch.Tensor
     labels: torch.Tensor
     skipped: list[str]
+
+
+class StoredTrain:
+    """Training batches out of memory."""
+
+    def __init__(self, stored: Stored, augment: BatchAugment, seed: int, rank: int) -> None:
+        self.stored, self.augment, self.seed, self.rank = stored, augment, seed, rank
+
+    def batch(self, key: Key) -> Batch:
+        """Augmented images; draws come from a generator of their own, seeded by the key."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, key.epoch, self.rank, key.batch))
+        images = self.augment(self.stored.images[key.numbers], generator)
+        return Batch(images, self.stored.labels[key.numbers], [])
+
+
+class StoredEval:
+    """Evaluation batches out of memory: normalised, and scaled up when they are stored below the network's size."""
+
+    def __init__(self, stored: Stored, spec: InputSpec, interpolation: str) -> None:
+        self.stored, self.spec, self.interpolation = stored, spec, interpolation
+        self.normalize = Normalize(spec.mean, spec.std)
+
+    def batch(self, key: Key) -> Batch:
+        """Images and labels in order."""
+        images = self.normalize(self.stored.images[key.numbers])
+        if images.shape[-2:] != self.spec.hw:
+            images = upscale(images, self.spec.hw, self.interpolation, self.spec.crop)
+        return Batch(images, self.stored.labels[key.numbers], [])
 
 
 def storage_size(images: ImageSet, count: int, size: Size, mode: str) -> Size | None:
@@ -80,24 +104,18 @@ def decode(
     interpolation: str,
     crop_pct: float,
     *,
-    on_error: str = "raise",
+    skipped: Skipped,
     what: str = "images",
     progress: bool = False,
-    folder: str | os.PathLike[str] | None = None,
 ) -> Stored:
-    """All images at ``size``. Unreadable ones raise ``UserError`` or, with ``on_error="skip"``, are left out.
+    """All images at ``size``. Unreadable ones are left out, or raise ``UserError`` where ``skipped`` does not allow that.
 
-    A line of progress goes to standard error when it is a terminal. With ``folder`` the result is kept there
-    in a file named after the contents, the size and the resize, and read back next time.
+    A line of progress goes to standard error when it is a terminal.
     """
-    kept = None if folder is None else _file(images, size, interpolation, crop_pct, Path(folder))
-    if kept is not None and kept.is_file() and (stored := _read(kept, images)) is not None:
-        return stored
     start = time.perf_counter()
     fit = geometry(size, interpolation, crop_pct)
     store = np.empty((len(images), 3, *size), dtype=np.uint8)
     good: list[int] = []
-    skipped: list[str] = []
     shown = progress and sys.stderr.isatty()
     console = Console(stderr=True)
     for i in track(
@@ -106,20 +124,14 @@ def decode(
         try:
             image = images.image(i)
         except UserError as error:
-            if on_error == "raise":
-                raise
-            skipped.append(str(error))
+            skipped.add(str(error))
             continue
         if image.size != (size[1], size[0]) or crop_pct != 1.0:
             image = fit(image)
         store[len(good)] = np.asarray(image).transpose(2, 0, 1)
         good.append(i)
-    result = Stored(torch.from_numpy(store[: len(good)]), images.targets[good], skipped)
     logger.info("decoded %d %s in %.1f s", len(good), what, time.perf_counter() - start)
-    if kept is not None and not skipped:
-        with atomic_path(kept) as temporary:
-            save_file({"images": result.images, "labels": result.labels}, temporary)
-    return result
+    return Stored(torch.from_numpy(store[: len(good)]), images.targets[good], skipped.complaints)
 
 
 def _side(images: ImageSet, number: int) -> Size | None:
@@ -128,21 +140,3 @@ def _side(images: ImageSet, number: int) -> Size | None:
     except UserError:
         return None
     return height, width
-
-
-def _file(images: ImageSet, size: Size, interpolation: str, crop_pct: float, folder: Path) -> Path | None:
-    contents = images.fingerprint()
-    if contents is None:
-        return None
-    key = json.dumps([contents, images.targets.tolist(), size, interpolation, crop_pct])
-    return folder / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-
-
-def _read(path: Path, images: ImageSet) -> Stored | None:
-    try:
-        tensors = load_file(path)
-        stored = Stored(tensors["images"], tensors["labels"], [])
-    except (SafetensorError, OSError, KeyError):
-        logger.warning("the image cache %s cannot be read; decoding again", path)
-        return None
-    return stored if len(stored.labels) == len(images) else None
