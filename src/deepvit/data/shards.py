@@ -47,7 +47,7 @@ class StreamImages:
                     batch_size=batch_size,
                     seed=seed,
                     num_samples=self.count,
-                    input_img_mode=None,
+                    input_img_mode="",  # as it is stored; None would be its default, RGB
                 )
         except Exception as error:  # addresses and _info.json make it raise anything
             reason = (str(error).strip().splitlines() or [""])[0][:200]
