@@ -37,15 +37,6 @@ class Subject:
     report: Measurements | None
 
 
-@dataclass
-class Subject:
-    """One network of a comparison: a finished run, a collapse report, or a run with its report."""
-
-    path: Path
-    run: Run | None
-    report: Measurements | None
-
-
 def compare(runs: list[str], out: str = "compare") -> dict[str, Any]:
     """Put networks side by side: figures, cost and collapse as a table, curves and depth profiles as one HTML file.
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from deepvit.data.batched.keyed import Skipped
 from deepvit.data.batched.mixing import BatchTransform
 from deepvit.data.batched.seeds import global_seed, seed_of
-from deepvit.data.images import to_rgb
+from deepvit.data.images import reading, to_rgb
 from deepvit.data.transforms import Transform
 from deepvit.errors import UserError
 
@@ -47,7 +47,7 @@ class StreamImages:
                     batch_size=batch_size,
                     seed=seed,
                     num_samples=self.count,
-                    input_img_mode=None,
+                    input_img_mode="",  # as it is stored; None would be its default, RGB
                 )
         except Exception as error:  # addresses and _info.json make it raise anything
             reason = (str(error).strip().splitlines() or [""])[0][:200]
@@ -143,7 +143,6 @@ class StreamLoader:
             _Samples(reader, self.transform),
             batch_size=self.batch_size,
             num_workers=self.workers,
-            drop_last=self.training,
             collate_fn=_collate,
             pin_memory=self.pin_memory,
             generator=torch.Generator().manual_seed(seed),  # seeds the workers
@@ -166,8 +165,7 @@ class StreamLoader:
         """Batches of ``batch_size``: in evaluation each worker ends on a short one, and they are put together."""
         images, labels = torch.empty(0), torch.empty(0, dtype=torch.int64)
         for some in loader:
-            for complaint in some.lost:
-                self._skipped.add(complaint, f"wds/{self.images.place}: {complaint}")
+            self._skipped.add(*some.lost)
             if not len(some.images):
                 continue
             images = torch.cat([images, some.images]) if len(images) else some.images
@@ -197,21 +195,30 @@ class _Samples(IterableDataset[tuple[Any, Any, list[str]]]):
         from timm.data.readers import reader_wds
 
         lost: list[str] = []
+        timms = reader_wds._decode
+
+        def decode(sample: dict[str, Any], **options: Any) -> dict[str, Any] | None:
+            try:
+                with reading(f"{sample.get('__key__')} in {sample.get('__url__')}"):
+                    decoded: dict[str, Any] | None = timms(sample, **options)
+                    if decoded is not None:
+                        decoded["jpg"] = to_rgb(decoded["jpg"])
+                    return decoded
+            except UserError as error:
+                lost.append(str(error))
+                return None  # left out
 
         def note(error: Exception) -> bool:
-            lost.append((str(error).splitlines() or [type(error).__name__])[0][:200])
+            lost.append(
+                f"a shard cannot be read ({(str(error).splitlines() or [type(error).__name__])[0][:200]})"
+            )
             return True
 
-        reader_wds.log_and_continue = (
-            note  # timm looks it up when its pipeline starts; this process reads shards only
-        )
+        # timm looks both up when its pipeline starts; it would leave out what it cannot read with a warning at most.
+        # Replaced in this process only, a worker that reads these shards and nothing else.
+        reader_wds._decode, reader_wds.log_and_continue = decode, note
         for image, label in self.reader:
-            try:
-                sample = self.transform(to_rgb(image), label)
-            except (OSError, ValueError) as error:
-                note(error)
-                continue
-            yield (*sample, lost[:])
+            yield (*self.transform(image, label), lost[:])
             lost.clear()
         if lost:
             yield None, None, lost
