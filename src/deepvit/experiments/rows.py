@@ -96,8 +96,6 @@ def described(run: Run) -> dict[str, Any]:
         "seed": info.get("seed"),
         "results": [{"name": name, "value": result[f"val/{column.key}"], "unit": column.unit}],
     }
-        ],
-    }
     card = run.path / "model.json"
     if card.exists():
         told["cures"] = json.loads(card.read_text()).get("cures", [])
