@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"deepvit {name}: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except SystemExit as ended:  # a signal asked for it, and its code says so
+        return ended.code if isinstance(ended.code, int) else 1
     except KeyboardInterrupt:
         print(f"deepvit {name}: interrupted", file=sys.stderr)
         return 130

@@ -43,7 +43,7 @@ class Option:
     @property
     def kind(self) -> str:
         """``"switch"``, ``"list"`` or ``""``: how its value is typed."""
-        if self.hint is bool:
+        if self.hint is bool or bool in typing.get_args(self.hint):
             return "switch"
         return "list" if typing.get_origin(self.hint) is list else ""
 

@@ -127,7 +127,7 @@ def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
     while words:
         option, kind = words[0], kinds.get(words.pop(0), "")
         result.append(option)
-        if kind == "switch" and not (words and words[0].lower() in ("true", "false")):
+        if kind == "switch" and not (words and words[0].lower() in ("true", "false", "auto")):
             result[-1] += "=true"
         elif kind == "list" and words and not words[0].startswith(("--", "[")):
             values: list[str] = []

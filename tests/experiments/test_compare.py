@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from deepvit.experiments.compare import compare, show
+from deepvit.commands.compare import compare, show
 from report.example import example_measurements
 
 from deepvit.errors import UserError

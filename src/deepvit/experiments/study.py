@@ -38,8 +38,8 @@ from deepvit.report import compare_reports
 from deepvit.runs import read_run
 from deepvit.training.callbacks import clock
 from deepvit.training.config import FREE_ON_RESUME
+from deepvit.training.guards import DivergedError
 from deepvit.training.run import train
-from deepvit.training.trainee import DivergedError
 
 # Growing these keeps the runs that are done.
 _EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs")

@@ -12,7 +12,7 @@ from deepvit.errors import UserError
 
 _OURS = {
     "config.yaml", "run.json", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "tensorboard",
-    "collapse.json", "report.html", "figures",
+    "collapse.json", "report.html", "figures", "nonfinite",
 }  # fmt: skip
 
 

@@ -97,10 +97,21 @@ class RunLog(Callback):
         self.rows: list[dict[str, Any]] = []
         self._train_seconds = self._val_seconds = 0.0
         self._terms: dict[str, list[float]] = {}
+        self._start = time.perf_counter()
+        self._elapsed = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epoch that is under way has seen so far."""
+        return {"terms": self._terms, "elapsed": time.perf_counter() - self._start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on inside an epoch."""
+        self._terms, self._elapsed = state["terms"], state["elapsed"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Take over the rows of the epochs that are done."""
         self.read(trainer.current_epoch)
+        self._start = time.perf_counter() - self._elapsed
 
     def read(self, epochs: int) -> None:
         """Read the rows of the first ``epochs`` epochs from the file, where there is one."""
@@ -120,15 +131,18 @@ class RunLog(Callback):
             self._read(trainer, module)
 
     def _read(self, trainer: lightning.Trainer, module: Trainee) -> None:
-        means, count = module.take_train_terms()
-        for name, value in means.items():
+        module.report_bad()
+        sums, count = module.take_train_terms()
+        for name, value in sums.items():
             self._terms.setdefault(name, [0.0, 0.0])
-            self._terms[name][0] += value * count
+            self._terms[name][0] += value
             self._terms[name][1] += count
-        if means:
+        if sums:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._log(
-                trainer, {f"train/{k}": v for k, v in means.items()} | {"lr": rate}, trainer.global_step
+                trainer,
+                {f"train/{k}": v / count for k, v in sums.items()} | {"lr": rate},
+                trainer.global_step,
             )
 
     def _log(self, trainer: lightning.Trainer, values: dict[str, float], step: int) -> None:

@@ -19,6 +19,7 @@ from deepvit.data import AugmentConfig, DataOptions
 from deepvit.errors import UserError
 from deepvit.options import Option, build, flat, group, options_of, spelt
 from deepvit.parsing import checked, json_ready, read_yaml
+from deepvit.training.guards import Policy
 
 Precision = Literal["auto", "32", "bf16", "16"]
 HINT = "; see deepvit train --help"
@@ -123,6 +124,9 @@ class OptimOptions:
     """Decay of the moving average of the weights, which is then validated and saved; 0 switches it off."""
     precision: Precision = "auto"
     """Arithmetic: auto (bf16 on accelerators that have it, else 32), 32, bf16 or 16 (mixed)."""
+    on_nonfinite: str = "stop"
+    """What a step with a gradient that is not finite does: stop, skip:N (leave out up to N such steps) or fp32_attention
+    (leave it out, and compute attention in float32 from then on)."""
     seed: int = 0
     """Seed of everything random: weights, order, augmentation, dropout."""
 
@@ -134,6 +138,7 @@ class OptimOptions:
         ):  # fmt: skip
             at_least(name, getattr(self, name), least)
         below_one("ema_decay", self.ema_decay)
+        Policy.read(self.on_nonfinite)
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr={self.lr} must be above 0")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -169,8 +174,12 @@ class RunOptions:
     """Processes that load large images; none is used for small sets, which are held in memory."""
     compile: bool = False
     """Compile the model by torch.compile."""
-    resume: bool = False
-    """Go on with the run in `out`, from its last whole epoch."""
+    save_steps: int = 0
+    """Optimizer steps between two savings inside an epoch (0: after each epoch only)."""
+    save_minutes: float = 10.0
+    """Minutes between two savings inside an epoch (0: after each epoch only)."""
+    resume: bool | Literal["auto"] = False
+    """Go on with the run in `out`, from where it was saved; auto starts it if there is none."""
     overwrite: bool = False
     """Replace the run in `out`."""
     log_every: int = 20
@@ -182,6 +191,8 @@ class RunOptions:
         """Refuse counts that cannot be meant, and two ways of treating a folder at once."""
         at_least("log_every", self.log_every, 1)
         at_least("workers", self.workers, 0)
+        at_least("save_steps", self.save_steps, 0)
+        at_least("save_minutes", self.save_minutes, 0)
         if self.resume and self.overwrite:
             raise UserError("--resume goes on with a run and --overwrite replaces it: give one of them")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import lightning
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 
 from deepvit import tasks
 from deepvit.data import Loaders
@@ -20,9 +24,11 @@ from deepvit.files import write_atomic, write_json
 from deepvit.provenance import command, hardware, versions
 from deepvit.runs.card import ModelCard, save_deployed
 from deepvit.runs.folder import Run, check_folder, clear_folder, read_run
-from deepvit.tasks import Settings
+from deepvit.runs.lock import writing
+from deepvit.tasks import Settings, Task
 from deepvit.training.build import build_model, native_size
 from deepvit.training.callbacks import RunLog
+from deepvit.training.checkpoints import newest_good
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
 from deepvit.training.objective import Objective
@@ -52,13 +58,17 @@ def train(config: TrainConfig | None = None, *, given: Collection[str] | None = 
     if config is not None:
         chosen |= set(config.changed() if given is None else given)
         options = {**config.options(), **options}
+    if options.get("resume") == "auto":
+        options["resume"] = (Path(str(options.get("out") or "")) / "config.yaml").is_file() and bool(
+            options.get("out")
+        )
     stored = stored_config(options)
     if stored is not None and "task" not in chosen:
         options["task"] = stored.task  # so that options which only that task has are known
     config = TrainConfig(**options)
     out = Path(config.run.out or default_out(config))
     if first_process():
-        check_folder(out, resume=config.run.resume, overwrite=config.run.overwrite)
+        check_folder(out, resume=bool(config.run.resume), overwrite=config.run.overwrite)
     if config.run.resume:
         stored = stored or TrainConfig.from_yaml(out / "config.yaml")
         config.check_continues(stored, chosen)
@@ -85,8 +95,23 @@ def default_out(config: TrainConfig) -> str:
     return f"runs/{model}-{Path(config.data.spec).stem or 'data'}"
 
 
-def _train(config: TrainConfig, out: Path) -> Run:
-    started = time.time()
+@dataclass
+class Prepared:
+    """What is trained, on what, by what loss: everything that the options alone decide."""
+
+    network: nn.Module
+    card: ModelCard
+    problem: Task
+    objective: Objective
+    loaders: Loaders
+
+
+def prepared(config: TrainConfig) -> Prepared:
+    """Build the parts of a run.
+
+    Raises:
+        UserError: a mistake in the options or the data.
+    """
     lightning.seed_everything(config.optim.seed, verbose=False)
     kind = tasks.find(config.task)
     data = kind.open(config.data.spec, config.data.source, config.own)
@@ -97,38 +122,45 @@ def _train(config: TrainConfig, out: Path) -> Run:
         problem.backbone(network), fitting.criterion, classes=problem.classes, weights=config.loss.weights,
         options=config.loss.args, mix=fitting.mix,
     )  # fmt: skip
-    loaders = fitting.loaders
+    return Prepared(network, card, problem, objective, fitting.loaders)
+
+
+def _train(config: TrainConfig, out: Path) -> Run:
+    started = time.time()
+    parts = prepared(config)
+    card, loaders = parts.card, parts.loaders
     loaders.setup("fit")
     trainer, progress = build_trainer(config, out)
     steps, images_per_step = steps_of(loaders, trainer, config)
-    module = Trainee(network, objective, problem, config, steps, images_per_step)
+    module = Trainee(parts.network, parts.objective, parts.problem, config, steps, images_per_step, out)
 
     # From here on files are written: everything that the user could have got wrong has been looked at.
     loaders.train_dataloader()  # an augmentation that cannot be read is told here
-    if first_process():
-        if config.run.overwrite:
-            clear_folder(out)
-        write_atomic(out / "config.yaml", config.to_yaml())
-    checkpoint = out / "checkpoints" / "last.ckpt"
-    announce(config, out, network, card, loaders, trainer)
-    resumed = checkpoint if config.run.resume and checkpoint.exists() else None
-    fit(trainer, module, BatchModule(loaders), resumed, out)
-
-    if not progress.rows:  # it had ended before, and only its record was missing
-        progress.read(config.total_epochs)
-    network = module.evaluated
-    card.weights = "ema" if module.ema is not None else "last"
-    if config.result.keep == "best":
-        network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))
-        card.weights += ", best epoch"
-    if not trainer.is_global_zero:
-        return Run(out, {"task": config.task, "result": module.val_results})
-    network = network.cpu().eval()
-    save_deployed(out, network, card)
-    info = record(config, module, card, progress, time.time() - started)
-    diagnose_run(config, out, network, card, loaders)
-    write_json(out / "run.json", info)  # last: a folder with this file is a finished run
-    return Run(out, info)
+    with writing(out) if first_process() else nullcontext():
+        resumed, said = newest_good(out / "checkpoints") if config.run.resume else (None, [])
+        if first_process():
+            for line in said:
+                print(line, file=sys.stderr, flush=True)
+            if config.run.overwrite:
+                clear_folder(out)
+            write_atomic(out / "config.yaml", config.to_yaml(), durable=True)
+        announce(config, out, parts.network, card, loaders, trainer)
+        fit(trainer, module, BatchModule(loaders), resumed, out)
+        if not progress.rows:  # it had ended before, and only its record was missing
+            progress.read(config.total_epochs)
+        network = module.evaluated
+        card.weights = "ema" if module.ema is not None else "last"
+        if config.result.keep == "best":
+            network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))
+            card.weights += ", best epoch"
+        if not trainer.is_global_zero:
+            return Run(out, {"task": config.task, "result": module.val_results})
+        network = network.cpu().eval()
+        save_deployed(out, network, card)
+        info = record(config, module, card, progress, time.time() - started)
+        diagnose_run(config, out, network, card, loaders)
+        write_json(out / "run.json", info)  # last: a folder with this file is a finished run
+        return Run(out, info)
 
 
 def settings_of(config: TrainConfig) -> Settings:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import random
+import math
+from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from deepvit.errors import UserError
 from deepvit.tasks import Task
 from deepvit.training.config import TrainConfig
+from deepvit.training.guards import HELP, DivergedError, Guard, Policy, attention_in_float32, finite_or_raise
 from deepvit.training.objective import Objective
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
-
-
-class DivergedError(UserError):
-    """The loss is no longer finite; the text names every term."""
+from deepvit.training.replay import keep_bad, seed_step
 
 
 class Trainee(lightning.LightningModule):
@@ -32,6 +29,7 @@ class Trainee(lightning.LightningModule):
         config: the options of the run.
         steps_per_epoch: optimizer steps of one epoch.
         images_per_step: images of one optimizer step, over all devices.
+        out: run folder, where a step with numbers that are not finite is kept; None keeps nothing.
     """
 
     def __init__(
@@ -42,6 +40,7 @@ class Trainee(lightning.LightningModule):
         config: TrainConfig,
         steps_per_epoch: int,
         images_per_step: int,
+        out: Path | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -56,6 +55,10 @@ class Trainee(lightning.LightningModule):
         self._forward = [torch.compile(model) if config.run.compile else model]
         self.meter: Any = problem.meter()
         self.val_results: dict[str, float] = {}
+        self.out = out
+        self.guard = Guard(Policy.read(config.optim.on_nonfinite))
+        self.batch: tuple[Any, Any] | None = None
+        self.batch_numbers: list[int] = []
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
@@ -68,11 +71,11 @@ class Trainee(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout and drop path a function of (seed, epoch, batch, rank), so that a resumed run is the same run."""
-        words = [self.config.optim.seed, self.current_epoch, batch_idx, self.global_rank]
-        state = int(np.random.SeedSequence(words).generate_state(1)[0])
-        torch.manual_seed(state)
-        random.seed(state)
-        np.random.seed(state)
+        seed_step(self.config.optim.seed, self.current_epoch, batch_idx, self.global_rank)
+        self.batch = batch[0], batch[1]
+        if batch_idx % self.config.optim.accumulate == 0:
+            self.batch_numbers = []
+        self.batch_numbers.append(batch_idx)
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         """One batch → the total loss; terms are summed on the device and read every ``log_every`` steps."""
@@ -80,13 +83,19 @@ class Trainee(lightning.LightningModule):
         total: Tensor
         total, terms = self.objective(self._forward[0], images, targets)
         # Reading a value waits for the device: on the CPU it is free, elsewhere it is done with the logging.
-        if total.device.type == "cpu" or self.global_step % self.config.run.log_every == 0:
+        if total.device.type == "cpu" and not self.guard.policy.skip:
             self.check_finite(total, terms)
         for name, value in {"loss": total, **terms}.items():
-            value = value.detach()
+            # In float64 where the device has it: the mean is then the same however often it is read.
+            value = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
         return total
+
+    @property
+    def place(self) -> str:
+        """Where training stands, for messages."""
+        return f"epoch {self.current_epoch + 1}, step {self.global_step}"
 
     def check_finite(self, total: Tensor, terms: dict[str, Tensor]) -> None:
         """Stop before the update when the total loss is not finite, naming each term.
@@ -94,32 +103,75 @@ class Trainee(lightning.LightningModule):
         Raises:
             DivergedError: with every term's value and what usually helps.
         """
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in terms.items())
-            raise DivergedError(
-                f"the loss is not finite at epoch {self.current_epoch + 1}, step {self.global_step} ({values}): "
-                "lower --lr, lengthen --warmup_steps, or use --precision 32"
-            )
-
-    def take_train_terms(self) -> tuple[dict[str, float], int]:
-        """Mean of every loss term since the last call and the number of batches; reading waits for the device."""
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
-        count = self._count
-        self._sums, self._count = {}, 0
-        return means, count
+        try:
+            finite_or_raise(total, terms, self.place)
+        except DivergedError as error:
+            keep_bad(self, "loss", str(error), {name: float(value.detach()) for name, value in terms.items()})
+            raise
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip by norm; Lightning refuses to with a fused optimizer in mixed precision, since fp16 may scale within it.
+        """Clip by norm, and look at the norm: a gradient that is not finite must not reach the weights.
 
-        A fused optimizer is not used with fp16 (``optim.build_optimizer``), so gradients are unscaled here.
+        Lightning refuses to clip with a fused optimizer in mixed precision, since fp16 may scale within it. A fused
+        optimizer is not used with fp16 (``optim.build_optimizer``), so gradients are unscaled here; there the scaler
+        itself leaves out steps that are not finite, which is how it finds its scale.
         """
-        if self.config.optim.clip_grad:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_grad)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        most = self.config.optim.clip_grad
+        if most:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.precision != "16" and self.guard.look(norm, self.global_step, optimizer):
+            self.bad_gradient(optimizer)
+
+    def bad_gradient(self, optimizer: Any) -> None:
+        """A gradient that is not finite, known on the CPU before the step: leave it out, or stop.
+
+        Raises:
+            DivergedError: the policy is to stop, or as many steps as it allows were left out already.
+        """
+        text = f"the gradient is not finite at {self.place}"
+        keep_bad(self, "gradient", text, {})
+        if not self.guard.left_out():
+            self.stop_for(text)
+        if self.guard.policy.exact_attention:
+            attention_in_float32(self.model)
+        optimizer.found_inf = torch.ones(())  # the fused step then leaves weights and moments as they are
+
+    def report_bad(self) -> None:
+        """Say what the device has seen since the last reading.
+
+        Raises:
+            DivergedError: as ``bad_gradient``.
+        """
+        count, first = self.guard.read()
+        if count:
+            text = f"the gradient is not finite at epoch {self.current_epoch + 1}, step {first}"
+            keep_bad(self, "gradient", text, {})
+            if not self.guard.left_out(count):
+                self.stop_for(text)
+            if self.guard.policy.exact_attention:
+                attention_in_float32(self.model)
+
+    def stop_for(self, text: str) -> None:
+        """Raise the error that ends the run; the weights are those before the bad step."""
+        left_out = f", after {self.guard.skipped - 1} such steps" if self.guard.skipped > 1 else ""
+        raise DivergedError(f"{text}{left_out}: {HELP}")
+
+    def take_train_terms(self) -> tuple[dict[str, float], int]:
+        """Sum of every loss term since the last call and the number of batches; reading waits for the device."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        count = self._count
+        self._sums, self._count = {}, 0
+        return sums, count
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer's step, then the moving average of the weights."""
         super().optimizer_step(*args, **kwargs)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if self.device.type == "cpu" and getattr(optimizer, "found_inf", None) is not None:
+            optimizer.found_inf = None  # type: ignore[union-attr]
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step)
 
@@ -147,3 +199,21 @@ class Trainee(lightning.LightningModule):
         """Reduce over devices and keep the numbers where callbacks find them."""
         self.val_results = {f"val/{key}": float(value) for key, value in self.meter.compute().items()}
         self.meter.reset()
+        bad = [key for key, value in self.val_results.items() if not math.isfinite(value)]
+        if bad and not self.trainer.sanity_checking:
+            raise DivergedError(
+                f"validation after epoch {self.current_epoch + 1} gives {bad[0]}={self.val_results[bad[0]]}: the checkpoint "
+                f"before is kept; {HELP}, or look for bad images by deepvit check-data"
+            )
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Losses that were summed and not read yet belong to the epoch that goes on."""
+        checkpoint["pending"] = {"sums": self._sums, "count": self._count, "left_out": self.guard.skipped}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back; runs saved at the end of an epoch have none."""
+        pending = checkpoint.get("pending", {"sums": {}, "count": 0, "left_out": 0})
+        self._sums = {name: value.to(self.device) for name, value in pending["sums"].items()}
+        self._count, self.guard.skipped = pending["count"], pending["left_out"]

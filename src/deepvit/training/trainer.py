@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import pickle
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from deepvit.errors import UserError
 from deepvit.training.callbacks import BestWeights, Progressing, RunLog
+from deepvit.training.checkpoints import SafeCheckpoints
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
+from deepvit.training.saving import Ended, Saving, listen, stop
 from deepvit.training.trainee import Trainee
 
 
@@ -32,12 +37,7 @@ def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, Ru
         from deepvit.training.monitor import CollapseMonitor
 
         callbacks.append(CollapseMonitor(every_n_steps=config.result.monitor_every))
-    callbacks.append(
-        ModelCheckpoint(
-            out / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-    )  # fmt: skip
+    callbacks.append(Saving(out, config.run.save_steps, config.run.save_minutes))
     # Its notices (devices found, tips, products) are not about the user's work; warnings and errors stay.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -49,6 +49,7 @@ def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, Ru
         max_epochs=config.total_epochs,
         accumulate_grad_batches=config.optim.accumulate,
         callbacks=callbacks,
+        plugins=[SafeCheckpoints()],
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -87,29 +88,38 @@ def parse_precision(precision: str, accelerator: str) -> Any:
 def fit(
     trainer: lightning.Trainer, module: Trainee, data: BatchModule, checkpoint: Path | None, out: Path
 ) -> None:
-    """Train; Ctrl-C and SIGTERM end with the command that goes on.
+    """Train; Ctrl-C, SIGTERM and SIGUSR1 save after the present step and end with the command that goes on.
 
     Raises:
-        KeyboardInterrupt: after saying how to resume.
+        KeyboardInterrupt: after Ctrl-C.
+        Stopped: after SIGTERM or SIGUSR1, with the exit code that a scheduler understands.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    saving = next(c for c in trainer.callbacks if isinstance(c, Saving))
+    with handling(saving.ask):
+        try:
+            # Tensors and plain values are all that a checkpoint of ours holds; nothing in a file is executed.
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"{checkpoint} holds more than tensors and plain values, and is not loaded: it was not written by this "
+                "version of deepvit; start anew with --overwrite"
+            ) from None
+        except Ended as ended:
+            stop(ended.number, out)
+        except (KeyboardInterrupt, SystemExit):  # pressed twice: nothing of the present step is waited for
+            said = (
+                "what was saved last is kept" if checkpoint or saving.path.exists() else "nothing was saved"
+            )
+            print(f"interrupted; {said}. Go on by: deepvit train --resume --out {out}", file=sys.stderr)
+            raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def handling(ask: Any) -> Iterator[None]:
+    """Signals that end a run go to ``ask`` inside."""
+    before = listen(ask)
     try:
-        # The checkpoint is this program's own; Lightning's loops and metrics in it need full unpickling.
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
-    except (SystemExit, KeyboardInterrupt):
-        interrupted(out)
+        yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if trainer.interrupted:
-        interrupted(out)
-
-
-def interrupted(out: Path) -> None:
-    """Say where the run stands and end as an interruption does."""
-    done = (out / "checkpoints" / "last.ckpt").exists()
-    print(
-        f"interrupted; {'the finished epochs are kept' if done else 'no epoch was finished'}. "
-        f"Go on by: deepvit train --resume --out {out}",
-        file=sys.stderr,
-    )
-    raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)

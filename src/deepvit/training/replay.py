@@ -1,0 +1,140 @@
+"""A step whose numbers were not finite, kept so that it can be seen again: ``nonfinite/`` in the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deepvit.errors import UserError
+from deepvit.files import atomic_path, write_json
+from deepvit.training.guards import first_bad_gradient, first_nonfinite
+
+if TYPE_CHECKING:
+    from deepvit.training.trainee import Trainee
+
+FOLDER = "nonfinite"
+
+
+def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
+    """Set every generator that a training step draws from, as a function of where training stands."""
+    state = int(np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1)[0])
+    torch.manual_seed(state)
+    random.seed(state)
+    np.random.seed(state)
+
+
+def keep_bad(module: Trainee, kind: str, text: str, terms: dict[str, float]) -> None:
+    """Write what is needed to see a bad step again: where it is, its terms, the block where it began, the weights before it.
+
+    Only the first of a run is kept; other processes than the first write beside it under their number.
+    """
+    if module.out is None:
+        return
+    folder = module.out / (FOLDER if module.global_rank == 0 else f"{FOLDER}-{module.global_rank}")
+    if (folder / "record.json").exists():
+        return
+    began = first_bad_gradient(module.model) if kind == "gradient" else None
+    images, targets = module.batch if module.batch is not None else (None, None)
+    if images is not None:
+        with kept_state(module.model):
+            batch = module.batch_numbers[-1] if module.batch_numbers else 0
+            seed_step(module.config.optim.seed, module.current_epoch, batch, module.global_rank)
+            forward = first_nonfinite(module.model, lambda: module.objective(module.model, images, targets))
+        began = forward or began
+    with atomic_path(folder / "weights.safetensors") as temporary:
+        save_file(weights_of(module), temporary)
+    write_json(
+        folder / "record.json",
+        {
+            "format": "deepvit-nonfinite/1", "kind": kind, "text": text, "epoch": module.current_epoch,
+            "step": module.global_step, "batches": module.batch_numbers, "rank": module.global_rank,
+            "world": module.trainer.world_size, "began_in": began,
+            "terms": {name: repr(value) for name, value in terms.items()},
+        },
+    )  # fmt: skip
+
+
+def weights_of(module: Trainee) -> dict[str, torch.Tensor]:
+    """The network's state and that of the losses' own heads, by prefixed name."""
+    parts: dict[str, nn.Module] = {"model": module.model, "objective": module.objective}
+    return {
+        f"{part}.{name}": value.detach().cpu().contiguous().clone()
+        for part, one in parts.items()
+        for name, value in one.state_dict().items()
+    }
+
+
+@contextlib.contextmanager
+def kept_state(model: nn.Module) -> Any:
+    """Buffers (running statistics) are as before afterwards."""
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(before[name])
+
+
+def replay(run: str | Path) -> dict[str, Any]:
+    """Make the bad step of a run again, on the CPU in float32.
+
+    Args:
+        run: run folder with ``nonfinite/``.
+
+    Returns:
+        ``terms`` by name of the last batch, ``gradient_norm`` over the step's batches, ``began_in``: the innermost
+        module whose output, or the parameter whose gradient, is not finite (None where all is finite here).
+
+    Raises:
+        UserError: there is no such record, or the images came from a stream.
+    """
+    from deepvit.training.config import TrainConfig
+    from deepvit.training.run import prepared
+
+    folder = Path(run) / FOLDER
+    try:
+        record = json.loads((folder / "record.json").read_text())
+        state = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no step to make again: {error}") from None
+    config = TrainConfig.from_yaml(Path(run) / "config.yaml").with_options(devices="cpu", progress=False)
+    parts = prepared(config)
+    for part, one in (("model", parts.network), ("objective", parts.objective)):
+        one.load_state_dict(
+            {n.removeprefix(f"{part}."): v for n, v in state.items() if n.startswith(f"{part}.")}
+        )
+    parts.loaders.setup("fit")
+    loader: Any = parts.loaders.train_dataloader()
+    if not hasattr(loader, "set_position"):
+        raise UserError(f"{config.data.spec} is a stream: its batches cannot be read again")
+    terms: dict[str, float] = {}
+    began: str | None = None
+    parameters = [p for one in (parts.network, parts.objective) for p in one.parameters()]
+    for number in record["batches"]:
+        loader.set_position(record["epoch"], number)
+        images, targets = next(iter(loader))
+
+        def forward(images: Any = images, targets: Any = targets, number: int = number) -> Any:
+            seed_step(config.optim.seed, record["epoch"], number, record["rank"])
+            return parts.objective(parts.network, images.clone(), targets)
+
+        with kept_state(parts.network):
+            began = began or first_nonfinite(parts.network, forward)
+        total, named = forward()
+        (total / len(record["batches"])).backward()
+        terms = {name: float(value.detach()) for name, value in named.items()}
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    parts.loaders.teardown()
+    return {
+        "record": record, "terms": terms, "gradient_norm": float(norm),
+        "began_in": began or first_bad_gradient(parts.network),
+    }  # fmt: skip
