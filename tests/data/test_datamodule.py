@@ -10,7 +10,7 @@ import pytest
 import torch
 from data.conftest import encoded, write_files
 
-from deepvit.data import AugmentConfig, InputSpec, open_data
+from deepvit.data import AugmentConfig, InputSpec, Transforms, open_data
 from deepvit.data.batched.augment import BatchAugment
 from deepvit.data.batched.keyed import Batch, Key
 from deepvit.data.batched.memory import StoredTrain
@@ -338,3 +338,47 @@ def test_processes_augment_differently(folder: Path) -> None:
 
 def test_opened_data_can_be_given(folder: Path) -> None:
     assert module(open_data(str(folder))).num_classes == 3
+
+
+def test_the_path_in_memory_is_said(folder: Path) -> None:
+    plain = AugmentConfig(randaugment="")
+    stored = "24 training images are kept in memory at 12×12 pixels and augmented a batch at a time"
+    assert module(str(folder), augment=plain).account() == [stored]
+    assert module(str(folder), augment=STRONG).account() == [
+        f"{stored}; there RandAugment samples bilinearly and blurs by a true Gaussian"
+    ]
+    assert module(str(folder), augment=STRONG, cache="off").account() == []
+    skipping = module(str(folder), cache="off", unreadable="skip").account()
+    assert skipping == ["images that cannot be read are skipped and counted, up to 5% of them"]
+    (folder / "train" / "dodo").mkdir()
+    assert module(str(folder), augment=plain).account() == ["1 folder holds no images: train/dodo", stored]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"size": 0}, "0×0"),
+        ({"size": (8, -1)}, "8×-1"),
+        ({"std": (0.5, 0.0, 0.5)}, "above 0"),
+        ({"mean": (0.5,)}, "as many numbers"),
+        ({"interpolation": "cubic"}, "bicubic, bilinear"),
+        ({"crop_pct": 0.0}, "crop_pct=0.0"),
+    ],
+)
+def test_inputs_that_cannot_be_meant_are_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        InputSpec(**options)  # type: ignore[arg-type]
+
+
+def test_inputs() -> None:
+    assert InputSpec(96).hw == (96, 96)
+    assert (InputSpec(96).crop, InputSpec(224).crop, InputSpec((97, 8)).crop) == (1.0, 0.9, 0.9)
+    assert InputSpec(224, crop_pct=0.5).crop == 0.5
+    assert InputSpec(8, mean=[0, 0, 0]).mean == (0.0, 0.0, 0.0)  # type: ignore[arg-type]
+
+
+def test_transforms_of_its_own_exclude_augmentation(folder: Path) -> None:
+    transforms = Transforms(lambda x, y: (x, y), lambda x, y: (x, y))
+    for options in ({"augment": AugmentConfig()}, {"cache": "ram"}):
+        with pytest.raises(UserError, match="take neither augment nor cache"):
+            module(str(folder), transforms=transforms, **options)
