@@ -79,8 +79,8 @@ def test_different_data_is_said_once(tmp_path, capsys):
 
 def test_what_is_no_run_and_no_report_is_refused(tmp_path):
     run = run_folder(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a run folder"):
-        (tmp_path / "empty").mkdir()
         compare([str(run), str(tmp_path / "empty")], out=str(tmp_path / "out"))
     (run / "run.json").rename(run / "away")
     with pytest.raises(UserError, match="has not ended"):

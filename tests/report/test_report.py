@@ -23,6 +23,7 @@ from deepvit.collapse.results import (
     VERSION,
     BlockFacts,
     BlockMap,
+    BlockPatches,
     Counts,
     Cure,
     Finding,
@@ -326,7 +327,7 @@ def test_json_keeps_a_row_of_a_matrix_on_one_line(tmp_path):
 def test_documented_schema_names_every_field_and_metric():
     text = (Path(__file__).parents[2] / "docs" / "collapse-json.md").read_text("utf-8")
     kinds = (
-        Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, Counts, ImageMaps, BlockMap,
+        Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, Counts, ImageMaps, BlockMap, BlockPatches,
     )  # fmt: skip
     for kind in kinds:
         for entry in dataclasses.fields(kind):
