@@ -696,3 +696,15 @@ def test_reports_in_three_lines_and_in_a_notebook():
         assert EVIL in "".join(parsed.texts)
         assert "Collapse: all maps alike from block 2 on" in piece
         assert piece.count("<td title=") == 12
+
+
+def test_patches_that_are_too_many_for_pairs_show_their_norms_only():
+    few = embedded(report_html(example_measurements(depth=2, heads=1, grid=4)))["models"][0]["patches"]
+    assert few["notes"] == []
+    assert all(layer["similarity"] for layers in few["layers"] for layer in layers)
+    many = report_html(example_measurements(depth=2, heads=1, grid=20))
+    patches = embedded(many)["models"][0]["patches"]
+    assert not any(layer["similarity"] for layers in patches["layers"] for layer in layers)
+    assert patches["notes"][0] in many.decode()
+    both = example_measurements(depth=2, heads=1, grid=4)
+    assert embedded(compare_html([both, both]))["models"][0]["patches"] is None
