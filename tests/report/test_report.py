@@ -18,6 +18,7 @@ import timm
 import torch
 from report.example import example_measurements
 
+import deepvit
 from deepvit.collapse.catalogue import MATRICES, METRICS
 from deepvit.collapse.results import (
     VERSION,
@@ -708,3 +709,15 @@ def test_patches_that_are_too_many_for_pairs_show_their_norms_only():
     assert patches["notes"][0] in many.decode()
     both = example_measurements(depth=2, heads=1, grid=4)
     assert embedded(compare_html([both, both]))["models"][0]["patches"] is None
+
+
+def test_nothing_reads_our_own_prose():
+    """Words are joined last: no expression takes them apart again (files: collapse, report, monitor, diagnosing)."""
+    root = Path(deepvit.__file__).parent
+    files = [*root.glob("collapse/**/*.py"), *root.glob("report/**/*.py"), root / "training" / "monitor.py"]
+    assert len(files) > 40
+    for file in files:
+        text = file.read_text()
+        assert not re.search(
+            r"^\s*(import re\b|from re import)|\.removeprefix\(|\.partition\(\"\. ", text, re.M
+        ), file

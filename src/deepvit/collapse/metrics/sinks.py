@@ -46,17 +46,17 @@ def _median(values: Tensor) -> Tensor:
 
 # fmt: off
 SHARE = Metric(
-    "sink_share", "Attention on the token that gets most", "share", 0.0, 1.0, "none",
+    "sink_share", "Attention on the most attended token", "share", 0.0, 1.0, "none",
     "max over tokens t of the mean over queries of P[q,t], mean over heads; of softmax maps",
     "High: an attention sink. The value norm of the sink says of which kind.",
     "Xiao et al. (arXiv 2309.17453)",
     needs=("softmax",), compute=sink_share,
 )
 VALUE_NORM = Metric(
-    "sink_value_norm", "Value norm of that token", "times the median", 0.0, None, "none",
+    "sink_value_norm", "Value norm of the most attended token", "times the median", 0.0, None, "none",
     "|v_s| / median over tokens of |v_t|, s the token that gets most attention, mean over heads",
-    "Near 0 with a high share: nothing is fetched from the sink, which a gate answers. From 1 on: the sink broadcasts "
-    "what it holds, which registers answer.",
+    "Says something where that token gets much. Near 0: nothing is fetched from it, which a gate answers. "
+    "From 1 on: it broadcasts what it holds, which registers answer.",
     "Fesser et al. (arXiv 2606.08105); the ratio to the median token is ours",
     needs=("softmax", "values"), compute=sink_value_norm,
 )

@@ -158,7 +158,7 @@ CHANGE = Metric(
 UPDATE = Metric(
     "update_cosine", "Cosine of what the block adds with its stream", "cosine", -1.0, 1.0, "none",
     "mean over patches of cos(x_out - x_in, x_in), both branches of the block together",
-    "0: the block writes something new. Positive: it only makes tokens longer. Negative: it takes back what is there.",
+    "0: the block writes something new. Towards 1: it only makes tokens longer. Below 0: it takes back what is there.",
     "orthogonal residual updates (arXiv 2505.11881), there of each branch",
     needs=("patches_before", "patches"), compute=update_cosine,
 )
