@@ -112,7 +112,7 @@ def test_block_slider_changes_the_picture(report, open_page):
     page.locator(".map-note", has_text="Block 9, mean of heads, class token").wait_for()
     after = overlay.evaluate(PIXELS)
     assert after != before
-    assert page.locator(".frame[aria-pressed=true]").inner_text() == "9"
+    assert page.locator("#maps .frame[aria-pressed=true]").inner_text() == "9"
     page.locator(".frame").nth(8).click()
     page.locator(".map-note", has_text="Block 8,").wait_for()
     assert overlay.evaluate(PIXELS) == before
@@ -276,10 +276,10 @@ def test_a_wide_table_says_that_it_scrolls(report, open_page):
 def test_the_map_has_a_colour_bar_with_weights(report, comparison, open_page):
     page = open_page(report).page
     page.locator(".map-note", has_text="Block 8").wait_for()
-    ends = page.locator(".map-scale span").all_inner_texts()
+    ends = page.locator("#maps .map-scale span").all_inner_texts()
     assert ends[0] == "weight of a patch: 0"
     assert float(ends[1]) > 0
-    assert "times what an even map would give each" in page.locator(".map-note").inner_text()
+    assert "times what an even map would give each" in page.locator("#maps .map-note").inner_text()
     several = open_page(comparison).page
     note = several.locator(".map-note", has_text="Heads are mixed here")
     note.wait_for()
@@ -290,10 +290,10 @@ def test_the_map_has_a_colour_bar_with_weights(report, comparison, open_page):
 
 def test_epochs_have_whole_ticks(open_page, tmp_path):
     one = example_measurements("one", depth=4, heads=1, grid=2, images=0)
-    curves = {"one": {"loss": [[1, 2.0], [2, 1.5], [3, 1.0], [4, 0.5]]}}
+    curves = {"one": {"loss": [[1, 2.0], [2, 1.5], [3, 1.0]]}}
     page = open_page(compare_reports([one, one], curves=curves, out=tmp_path / "c.html")).page
     texts = page.locator("[data-curve='0'] text.tick[text-anchor='middle']").all_text_contents()
-    assert texts == ["1", "2", "3", "4"]
+    assert texts == ["1", "2", "3"]
 
 
 def test_what_differs_stands_before_the_charts(open_page, tmp_path):
@@ -312,3 +312,40 @@ def test_cka_of_near_values_is_not_one_colour(open_page, tmp_path):
     colours = {cell.evaluate("(node) => getComputedStyle(node).fill") for cell in cells}
     assert len(colours) == 4
     assert "0.9 least here" in page.locator("[data-matrix='0:cka'] .scale-row").inner_text()
+
+
+def test_a_clicked_patch_is_compared_with_all_others(report, open_page):
+    page = open_page(report).page
+    picture, note = page.locator("#patch-picture"), page.locator("#patches .map-note")
+    page.locator("#patches .map-note", has_text="Block 11. Patch (3, 3)").wait_for()
+    before = picture.evaluate(PIXELS)
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] * 0.95, "y": box["height"] * 0.05})
+    page.locator("#patches .map-note", has_text="Patch (0, 6)").wait_for()
+    assert picture.evaluate(PIXELS) != before
+    picture.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowDown")
+    page.locator("#patches .map-note", has_text="Patch (1, 5)").wait_for()
+    assert "Outlined in blue: 1 of high norm (above 3 times the median)" in note.inner_text()
+    page.locator("#patches .frame").nth(2).click()
+    page.locator("#patches .map-note", has_text="Block 2.").wait_for()
+    assert page.locator("#patch-block").input_value() == "2"
+    page.locator("#patch-show").select_option("norm")
+    page.locator("#patches .map-note", has_text="4.0 times as long as the median").wait_for()
+    assert page.locator("#patches .map-scale span").all_inner_texts() == ["norm: 0", "4.0 times the median"]
+
+
+def test_the_pairs_of_the_file_are_the_cosines_that_are_said(open_page, tmp_path):
+    results = example_measurements(depth=1, heads=1, grid=2, images=1)
+    pairs = [0, 51, 102, 153, 204, 255]  # of (0,1) (0,2) (0,3) (1,2) (1,3) (2,3): -1, -0.6, -0.2, 0.2, 0.6, 1
+    results.maps[0].patches[0].similarity = base64.b64encode(bytes(pairs)).decode()
+    page = open_page(write_report(results, tmp_path)).page
+    said = page.locator("#patches .map-note", has_text="Patch (1, 1)")
+    said.wait_for()
+    assert "0.47 on the average, from −0.20 to 1.00" in said.inner_text()
+    page.locator("#patch-picture").focus()
+    page.keyboard.press("ArrowUp")
+    page.locator("#patches .map-note", has_text="Patch (0, 1)").wait_for()
+    assert "−0.07 on the average, from −1.00 to 0.60" in page.locator("#patches .map-note").inner_text()

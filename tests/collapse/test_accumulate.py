@@ -90,9 +90,9 @@ def test_the_order_of_images_does_not_matter_when_attention_is_measured_on_all()
 def test_series_are_the_metrics_of_captured_tensors():
     model, data = network(depth=3, start=9), images(6)
     report = diagnose(model, [data], progress=False)
-    with torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model, qkv=True) as seen:
         model(data)
-    maps = list(seen.attention.values())
+    maps, values = list(seen.attention.values()), list(seen.values.values())
     tokens = [block[:, 1:] for block in seen.tokens.values()]
     series = report.measurements.series
 
@@ -113,6 +113,12 @@ def test_series_are_the_metrics_of_captured_tensors():
     close("token_rank", 1, metrics.effective_rank(tokens[1]))
     close("rank_one_distance", 1, metrics.rank_one_distance(tokens[1]))
     close("change", 1, metrics.change(tokens[0], tokens[1]))
+    close("update_cosine", 1, metrics.update_cosine(tokens[0], tokens[1]))
+    close("sink_share", 1, metrics.sink_share(maps[1]).mean(1))
+    close("sink_value_norm", 2, metrics.sink_value_norm(maps[2], values[2]).mean(1))
+    between = metrics.image_similarity(metrics.image_directions(tokens[1]).sum(0), 6)
+    assert series["image_similarity"].values[1] == pytest.approx(between, abs=1e-9)
+    assert (series["image_similarity"].spread[1], series["image_similarity"].images) == (None, 6)
     close("high_norm_share", 1, metrics.high_norm_share(tokens[1]))
     assert series["attention_similarity"].values[0] is None
     cka = metrics.cka_matrix([block.flatten(0, 1) for block in tokens])

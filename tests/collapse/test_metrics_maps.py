@@ -208,3 +208,32 @@ def test_effective_rank_of_known_matrices():
     reference = torch.exp(-(share * share.log()).sum(-1)).double()
     torch.testing.assert_close(metrics.effective_rank(matrix), reference, atol=1e-5, rtol=0)
     assert metrics.effective_rank(torch.zeros(3, 3)).isnan()
+
+
+def test_sinks_equal_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 3, 5, 6, generator=generator).double().softmax(-1)
+    values = torch.randn(2, 3, 6, 4, generator=generator).double()
+    for b in range(2):
+        for h in range(3):
+            received = [sum(float(maps[b, h, q, t]) for q in range(5)) / 5 for t in range(6)]
+            norms = [math.sqrt(sum(float(v) ** 2 for v in values[b, h, t])) for t in range(6)]
+            sink = max(range(6), key=lambda t: received[t])
+            middle = (sorted(norms)[2] + sorted(norms)[3]) / 2
+            assert metrics.sink_share(maps)[b, h].item() == pytest.approx(received[sink], abs=1e-6)
+            assert metrics.sink_value_norm(maps, values)[b, h].item() == pytest.approx(
+                norms[sink] / middle, abs=1e-5
+            )
+
+
+def test_the_two_kinds_of_sinks_are_told_apart():
+    maps = torch.full((1, 1, 4, 4), 0.1)
+    maps[..., 2] = 0.7
+    values = torch.ones(1, 1, 4, 3)
+    assert metrics.sink_share(maps).item() == pytest.approx(0.7)
+    nothing = values.clone()
+    nothing[:, :, 2] = 1e-4
+    assert metrics.sink_value_norm(maps, nothing).item() < 0.01
+    values[:, :, 2] = 5
+    assert metrics.sink_value_norm(maps, values).item() == pytest.approx(5)
+    assert metrics.sink_value_norm(maps, torch.ones(1, 2, 4, 3)) is None

@@ -1,5 +1,7 @@
 """Metrics of patch tokens against closed forms and brute force."""
 
+import math
+
 import pytest
 import torch
 
@@ -123,3 +125,39 @@ def test_debiased_cka_equals_the_unbiased_hsic_and_is_near_zero_for_unrelated_fe
     assert abs(metrics.linear_cka(wide, other)) < 0.05
     with pytest.raises(ValueError, match="at least 4"):
         metrics.linear_cka(x[:3], y[:3])
+
+
+def test_update_cosine_equals_brute_force():
+    before, added = tokens(2, 5, 4).double(), tokens(2, 5, 4, seed=1).double()
+    brute = [
+        sum(
+            float(before[b, i] @ added[b, i])
+            / math.sqrt(float(before[b, i] @ before[b, i] * (added[b, i] @ added[b, i])))
+            for i in range(5)
+        )
+        / 5
+        for b in range(2)
+    ]
+    assert metrics.update_cosine(before, before + added).tolist() == pytest.approx(brute, abs=1e-5)
+    assert metrics.update_cosine(before, 3 * before).tolist() == pytest.approx([1, 1])
+    assert metrics.update_cosine(before, 0 * before).tolist() == pytest.approx([-1, -1])
+    assert metrics.update_cosine(before, before).isnan().all()
+    half = before.clone()
+    half[:, 0] *= 2  # one patch of five is changed: it alone counts
+    assert metrics.update_cosine(before, half).tolist() == pytest.approx([1, 1])
+
+
+def test_image_similarity_equals_brute_force():
+    x = tokens(6, 7, 5).double() + 0.3
+    means = [x[b].mean(0) for b in range(6)]
+    pairs = [
+        float(a @ b) / math.sqrt(float((a @ a) * (b @ b)))
+        for i, a in enumerate(means)
+        for j, b in enumerate(means)
+        if i != j
+    ]
+    directions = metrics.image_directions(x)
+    assert metrics.image_similarity(directions.sum(0), 6) == pytest.approx(sum(pairs) / 30, abs=1e-12)
+    same = metrics.image_directions(x[:1].expand(4, -1, -1))
+    assert metrics.image_similarity(same.sum(0), 4) == pytest.approx(1)
+    assert math.isnan(metrics.image_similarity(directions[0], 1))

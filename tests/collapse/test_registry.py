@@ -99,7 +99,7 @@ def test_every_metric_says_what_it_is():
         assert metric.source
         assert metric.title[0].isupper()
     assert [key for key, metric in METRICS.items() if metric.compute is None] == [
-        "attention_similarity", "attention_similarity_centred", "softmax_similarity",
+        "attention_similarity", "attention_similarity_centred", "softmax_similarity", "image_similarity",
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from deepvit.collapse.catalogue import METRICS
 from deepvit.collapse.results import (
     BlockFacts,
     BlockMap,
+    BlockPatches,
     Counts,
     Cure,
     Finding,
@@ -141,7 +142,18 @@ def _image(label: str, blocks: list[BlockFacts], rng: random.Random, mixed: bool
         shape = [block.heads, *block.grid]
         data = base64.b64encode(rng.randbytes(shape[0] * shape[1] * shape[2])).decode()
         maps.append(BlockMap(block.index, "class token", shape, -0.02 if mixed else 0.0, 0.08, data))
-    return ImageMaps(label, [side, side, 3], base64.b64encode(pixels).decode(), maps)
+    patches = [_patches(block, rng) for block in blocks]
+    return ImageMaps(label, [side, side, 3], base64.b64encode(pixels).decode(), maps, patches)
+
+
+def _patches(block: BlockFacts, rng: random.Random) -> BlockPatches:
+    """Patches of which the second is four times as long as the others; pairs only where they are few."""
+    assert block.grid is not None
+    cells = block.grid[0] * block.grid[1]
+    norms = bytes([64, 255, *[64] * (cells - 2)][:cells])
+    pairs = rng.randbytes(cells * (cells - 1) // 2) if cells <= 256 else b""
+    encoded = [base64.b64encode(each).decode() for each in (norms, pairs)]
+    return BlockPatches(block.index, list(block.grid), 4.0, *encoded)
 
 
 def _verdict(collapse_from: int | None, depth: int, similar: list[int]) -> Verdict:

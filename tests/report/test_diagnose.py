@@ -204,3 +204,24 @@ def test_measuring_needs_no_report():
     )
     assert not any("Tokens were measured" in str(value) for value in measured.provenance.values())
     assert any("Tokens were measured on 4 images" in note for note in told.provenance["notes"])
+
+
+def test_patches_of_chosen_images_are_kept_with_norms_and_similarities():
+    model, data = network(depth=3, start=9), images(4)
+    report = diagnose(model, [data], maps=2, progress=False)
+    with torch.no_grad(), deepvit.capture(model) as seen:
+        model(data)
+    kept = report.measurements.maps[0].patches[1]
+    assert (kept.block, kept.grid) == (1, [5, 5])
+    patches = seen.tokens["blocks.1"][0, 1:].double()
+    norms = patches.norm(dim=-1)
+    shares = kept.highest * torch.tensor(list(base64.b64decode(kept.norms))) / 255
+    torch.testing.assert_close(shares.double(), norms / norms.median(), atol=kept.highest / 400, rtol=0)
+    data_bytes = base64.b64decode(kept.similarity)
+    place = 0
+    for i in range(25):
+        for j in range(i + 1, 25):
+            cosine = float(patches[i] @ patches[j] / (norms[i] * norms[j]))
+            assert -1 + 2 * data_bytes[place] / 255 == pytest.approx(cosine, abs=1 / 200)
+            place += 1
+    assert place == len(data_bytes)

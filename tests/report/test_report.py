@@ -18,11 +18,13 @@ import timm
 import torch
 from report.example import example_measurements
 
+import deepvit
 from deepvit.collapse.catalogue import MATRICES, METRICS
 from deepvit.collapse.results import (
     VERSION,
     BlockFacts,
     BlockMap,
+    BlockPatches,
     Counts,
     Cure,
     Finding,
@@ -326,7 +328,7 @@ def test_json_keeps_a_row_of_a_matrix_on_one_line(tmp_path):
 def test_documented_schema_names_every_field_and_metric():
     text = (Path(__file__).parents[2] / "docs" / "collapse-json.md").read_text("utf-8")
     kinds = (
-        Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, Counts, ImageMaps, BlockMap,
+        Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, Counts, ImageMaps, BlockMap, BlockPatches,
     )  # fmt: skip
     for kind in kinds:
         for entry in dataclasses.fields(kind):
@@ -695,3 +697,27 @@ def test_reports_in_three_lines_and_in_a_notebook():
         assert EVIL in "".join(parsed.texts)
         assert "Collapse: all maps alike from block 2 on" in piece
         assert piece.count("<td title=") == 12
+
+
+def test_patches_that_are_too_many_for_pairs_show_their_norms_only():
+    few = embedded(report_html(example_measurements(depth=2, heads=1, grid=4)))["models"][0]["patches"]
+    assert few["notes"] == []
+    assert all(layer["similarity"] for layers in few["layers"] for layer in layers)
+    many = report_html(example_measurements(depth=2, heads=1, grid=20))
+    patches = embedded(many)["models"][0]["patches"]
+    assert not any(layer["similarity"] for layers in patches["layers"] for layer in layers)
+    assert patches["notes"][0] in many.decode()
+    both = example_measurements(depth=2, heads=1, grid=4)
+    assert embedded(compare_html([both, both]))["models"][0]["patches"] is None
+
+
+def test_nothing_reads_our_own_prose():
+    """Words are joined last: no expression takes them apart again (files: collapse, report, monitor, diagnosing)."""
+    root = Path(deepvit.__file__).parent
+    files = [*root.glob("collapse/**/*.py"), *root.glob("report/**/*.py"), root / "training" / "monitor.py"]
+    assert len(files) > 40
+    for file in files:
+        text = file.read_text()
+        assert not re.search(
+            r"^\s*(import re\b|from re import)|\.removeprefix\(|\.partition\(\"\. ", text, re.M
+        ), file

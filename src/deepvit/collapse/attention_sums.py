@@ -105,8 +105,13 @@ class AttentionSums:
         if key in self.position:
             self._softmax[self.position[key]] = maps
 
-    def on_attention(self, key: str, maps: Tensor, layout: MapLayout) -> None:
-        """The map [B*W,H,Q,K] that multiplies V."""
+    @property
+    def wants_values(self) -> bool:
+        """Whether any metric needs the values that maps multiply."""
+        return any("values" in metric.needs for metric in self._metrics)
+
+    def on_attention(self, key: str, maps: Tensor, layout: MapLayout, values: Tensor | None = None) -> None:
+        """The map [B*W,H,Q,K] that multiplies V, and V [B*W,H,K,D] where it is known."""
         if key not in self.position:
             return
         number = self.position[key]
@@ -123,10 +128,11 @@ class AttentionSums:
             "softmax": lambda: softmax if is_distribution(softmax) else None,
             "few_rows": lambda: self._few_rows(row, maps),
             "columns": lambda: columns,
+            "values": lambda: values,
             "map_layout": lambda: row.layout,
         }
-        for metric, values in computed(self._metrics, supply):
-            self._take(metric.key, number, values)
+        for metric, found in computed(self._metrics, supply):
+            self._take(metric.key, number, found)
 
     def _few_rows(self, row: Row, maps: Tensor) -> Tensor | None:
         """Evenly spaced rows of the maps of few images, [b*W,H,q,K]; none where only the class token asks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from deepvit.collapse.metrics import cross, maps, spectrum, tokens
+from deepvit.collapse.metrics import cross, maps, sinks, spectrum, tokens
 from deepvit.collapse.metrics.metric import Metric
 
 METRICS: dict[str, Metric] = {
@@ -22,12 +22,16 @@ METRICS: dict[str, Metric] = {
         maps.CONTRAST,
         spectrum.MAP_RANK,
         maps.DISTANCE,
+        sinks.SHARE,
+        sinks.VALUE_NORM,
         tokens.PATCHES,
         tokens.PATCHES_SIGNED,
         tokens.FEATURES,
         spectrum.TOKEN_RANK,
         tokens.RANK_ONE,
         tokens.CHANGE,
+        tokens.UPDATE,
+        tokens.IMAGES,
         tokens.HIGH_NORM,
     )
 }

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepvit.capturing import MapLayout
+from deepvit.capturing import MapLayout, TokenLayout
 from deepvit.collapse.plan import Plan
-from deepvit.collapse.results import BlockMap, ImageMaps
+from deepvit.collapse.results import BlockMap, BlockPatches, ImageMaps
 from deepvit.collapse.rows import Row
 
 _LONGEST_SIDE = 320
@@ -39,6 +39,7 @@ class ChosenMaps:
         normalize: tuple[Sequence[float], Sequence[float]] | None,
     ) -> None:
         self.rows = {row.key: row for row in rows}
+        self.blocks = {row.block: row for row in rows if row.tokens is not None}
         self.count, self.normalize = count, normalize
         measured = count if images is None else -(-images // plan.attention_every)
         self.every = plan.attention_every * max(1, measured // max(1, count))
@@ -73,6 +74,31 @@ class ChosenMaps:
                 values = rows[:, layout.key_prefix :].unflatten(-1, layout.key_grid)
                 image.maps.append(_encoded(row.facts.index, name, values.to("cpu", torch.float32), patch))
 
+    def on_tokens(self, block: str, tokens: Tensor, layout: TokenLayout) -> None:
+        """Keep how long and how alike the patches of the chosen images are after a block, tokens [B,N,C]."""
+        row = self.blocks.get(block)
+        if row is None or layout.grid is None or not self._now:
+            return
+        rows, columns = layout.grid
+        if layout.tokens - layout.prefix != rows * columns or rows * columns < 2:
+            return
+        pairs = rows * columns * (rows * columns - 1) // 2
+        for place, image in self._now:
+            patches = tokens[place, layout.prefix :].detach().to(torch.float32)
+            norms = torch.linalg.vector_norm(patches, dim=-1)
+            share = (norms / norms.median().clamp_min(torch.finfo(torch.float32).tiny)).cpu()
+            highest = float(share.max())
+            similarity = ""
+            if pairs * len(self.blocks) <= _BYTES_AN_IMAGE:
+                units = F.normalize(patches, dim=-1)
+                upper = torch.triu_indices(len(units), len(units), 1, device=units.device)
+                similarity = _bytes(((units @ units.mT)[upper[0], upper[1]] + 1) / 2)
+            image.patches.append(
+                BlockPatches(
+                    row.facts.index, [rows, columns], highest, _bytes(share / max(highest, 1e-12)), similarity
+                )
+            )
+
     def _patches(self, layout: MapLayout) -> list[tuple[int, int]]:
         """Patches that ask, by row and column."""
         grid = layout.query_grid
@@ -88,9 +114,13 @@ def _encoded(block: int, query: str, values: Tensor, patch: list[int] | None = N
     low, high = float(values.min()), float(values.max())
     # A constant map has no range; every byte is then 0 and stands for `low`.
     scale = 255.0 / (high - low) if high > low else 0.0
-    levels = ((values - low) * scale).round().clamp(0, 255).to(torch.uint8)
-    data = base64.b64encode(levels.numpy().tobytes()).decode()
-    return BlockMap(block, query, list(values.shape), low, high, data, patch)
+    return BlockMap(block, query, list(values.shape), low, high, _bytes((values - low) * scale / 255), patch)
+
+
+def _bytes(shares: Tensor) -> str:
+    """Numbers from 0 to 1 as base64 of a byte each."""
+    levels = (255 * shares).round().clamp(0, 255).to("cpu", torch.uint8)
+    return base64.b64encode(levels.numpy().tobytes()).decode()
 
 
 def displayed(image: Tensor, normalize: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:

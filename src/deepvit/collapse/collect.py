@@ -21,6 +21,11 @@ def all_series(attention: AttentionSums, tokens: TokenSums) -> dict[str, Series]
     size = len(attention.rows)
     result = {}
     for key in METRICS:
+        if key == "image_similarity":
+            between = [real(value) for value in tokens.between_images()]
+            if any(value is not None for value in between):
+                result[key] = Series(between, [None] * size, tokens.images_between)
+            continue
         rows = attention.series.get(key) or tokens.series.get(key) or {}
         values, spread = per_row(rows, size)
         if any(value is not None for value in values):

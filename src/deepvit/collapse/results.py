@@ -94,13 +94,30 @@ class BlockMap:
 
 
 @dataclass
+class BlockPatches:
+    """The patch tokens of one image after one block: how long each is, and how alike every two are, as bytes.
+
+    ``grid``: rows and columns. ``norms``: base64 of rows*columns bytes, the norm over the median norm of the image's
+    patches is ``highest * byte / 255``. ``similarity``: base64 of the cosines of patches i < j, row by row, a byte
+    each: ``-1 + 2 * byte / 255``; empty where there would be too many.
+    """
+
+    block: int
+    grid: list[int]
+    highest: float
+    norms: str
+    similarity: str = ""
+
+
+@dataclass
 class ImageMaps:
-    """A chosen image (uint8 RGB [height, width, 3] in base64, mean and deviation undone) and its maps."""
+    """A chosen image (uint8 RGB [height, width, 3] in base64, mean and deviation undone), its maps and patches."""
 
     label: str
     shape: list[int]
     pixels: str
     maps: list[BlockMap] = field(default_factory=list)
+    patches: list[BlockPatches] = field(default_factory=list)
 
     def bytes(self) -> bytes:
         """The pixels, row by row, RGB."""
@@ -246,7 +263,13 @@ class Measurements:
             verdict=_verdict(plain, blocks, series),
             provenance=plain["provenance"],
             maps=[
-                ImageMaps(**{**entry, "maps": [BlockMap(**block) for block in entry["maps"]]})
+                ImageMaps(
+                    **{
+                        **entry,
+                        "maps": [BlockMap(**block) for block in entry["maps"]],
+                        "patches": [BlockPatches(**block) for block in entry.get("patches", ())],
+                    }
+                )
                 for entry in plain["maps"]
             ],
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deepvit.capturing import MapLayout, Seen, capture
+from deepvit.capturing import MapLayout, Seen, TokenLayout, capture
 from deepvit.collapse.attention_sums import AttentionSums
 from deepvit.collapse.chosen import ChosenMaps
 from deepvit.collapse.plan import Plan
@@ -105,6 +105,7 @@ class Pass:
         self.attention = AttentionSums(rows, plan)
         self.tokens = TokenSums(rows, plan)
         self.images = self.attention_images = 0
+        self._seen = Seen()
         self.worst_check: dict[str, float] = {}
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         self._to: dict[str, Any] = (
@@ -130,14 +131,21 @@ class Pass:
             self.attention.begin(numbers)
             if self.chosen is not None:
                 self.chosen.begin(numbers, images, [batch.labels[place] for place in places])
-        consumers: dict[str, Any] = {"on_tokens": self.tokens.on_tokens}
+        consumers: dict[str, Any] = {"on_tokens": self._on_tokens if with_maps else self.tokens.on_tokens}
         if with_maps:
             consumers |= {"on_attention": self._on_attention, "on_softmax": self.attention.on_softmax}
         with (
             torch.no_grad(),
             inputs_of(self.model, self.rows, self.tokens.entering),
-            capture(self.model, self._blocks, attention=with_maps, **consumers) as seen,
+            capture(
+                self.model,
+                self._blocks,
+                attention=with_maps,
+                qkv=with_maps and self.attention.wants_values,
+                **consumers,
+            ) as seen,
         ):
+            self._seen = seen
             self.model(images)
         self.tokens.end()
         if with_maps:
@@ -147,9 +155,16 @@ class Pass:
         self.images += len(numbers)
 
     def _on_attention(self, key: str, maps: Tensor, layout: MapLayout) -> None:
-        self.attention.on_attention(key, maps, layout)
+        # Taken out as they come: queries, keys and values of all blocks at once would be several maps large.
+        kept = [held.pop(key, None) for held in (self._seen.values, self._seen.queries, self._seen.keys)]
+        self.attention.on_attention(key, maps, layout, kept[0])
         if self.chosen is not None:
             self.chosen.on_attention(key, maps, layout)
+
+    def _on_tokens(self, block: str, tokens: Tensor, layout: TokenLayout) -> None:
+        self.tokens.on_tokens(block, tokens, layout)
+        if self.chosen is not None:
+            self.chosen.on_tokens(block, tokens, layout)
 
     def _note(self, seen: Seen) -> None:
         for key, check in seen.checks.items():

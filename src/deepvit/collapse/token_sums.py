@@ -14,6 +14,7 @@ from deepvit.capturing import TokenLayout
 from deepvit.collapse.catalogue import of_stage
 from deepvit.collapse.metrics import cka_matrix
 from deepvit.collapse.metrics.metric import computed
+from deepvit.collapse.metrics.tokens import image_directions, image_similarity
 from deepvit.collapse.moments import Moments
 from deepvit.collapse.plan import Plan, spread_evenly
 from deepvit.collapse.rows import Row
@@ -41,6 +42,10 @@ class TokenSums:
         self.states: dict[str, dict[int, Moments]] = defaultdict(lambda: defaultdict(Moments))
         self._metrics = of_stage("tokens", plan.metrics)
         self._at_end = of_stage("end", plan.metrics)
+        # Between images: one running direction a block, so that memory does not grow with the images.
+        self._between = plan.metrics is None or "image_similarity" in plan.metrics
+        self._directions: dict[int, Tensor] = {}
+        self._counts: dict[int, int] = defaultdict(int)
         self._kept: dict[int, dict[int, Tensor]] = defaultdict(dict)
         self._images: list[int] = []
         self._before: dict[int, Tensor] = {}
@@ -68,6 +73,11 @@ class TokenSums:
             raise UserError(
                 f"{block}: its tokens are NaN or infinite; the model has diverged, or needs another precision"
             )
+        if self._between:
+            self._directions[number] = image_directions(patches).sum(0).cpu() + self._directions.get(
+                number, 0
+            )
+            self._counts[number] += len(patches)
         before = self._before.pop(number, None)
         some = patches[:, spread_evenly(patches.shape[1], self.plan.patch_limit, patches.device)]
         few = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
@@ -109,6 +119,19 @@ class TokenSums:
                     picked = tokens[place, (places + image) % tokens.shape[1]]
                     self._kept[number][image] = picked.to("cpu", torch.float32)
         self._outputs.clear()
+
+    def between_images(self) -> list[float]:
+        """Similarity between images after each block; NaN where there is none."""
+        nothing = torch.zeros(1)
+        return [
+            image_similarity(self._directions.get(number, nothing), self._counts.get(number, 0))
+            for number in range(len(self.rows))
+        ]
+
+    @property
+    def images_between(self) -> int:
+        """How many images ``between_images`` rests on."""
+        return max(self._counts.values(), default=0)
 
     def alignment(self) -> list[list[float | None]]:
         """Debiased linear CKA of every pair of rows with equally many patches; ``None`` elsewhere."""

@@ -165,7 +165,7 @@ def curve_charts(
     runs = list(curves)
     order = [*names, *(run for run in runs if run not in names)]
     metrics = list(dict.fromkeys(metric for run in runs for metric in curves[run]))
-    found = []
+    found: list[dict[str, Any]] = []
     for metric in metrics:
         series = []
         for run in runs:

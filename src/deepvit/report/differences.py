@@ -15,7 +15,7 @@ def facts_of(result: Measurements) -> dict[str, str]:
     """What can be told of one network, how it was trained, and how it was measured: name → words."""
     run = result.provenance.get("run") or {}
     told = run_facts(run)
-    facts = {key: told[key] for key in ("Model", "Cures", "Losses", "Data") if key in told}
+    facts: dict[str, str] = {key: told[key] for key in ("Model", "Cures", "Losses", "Data") if key in told}
     for key in ("epochs", "batch", "seed", "weights"):
         if run.get(key) is not None:
             facts[_NAMES[key]] = str(run[key])

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from deepvit.report import palette
 
-_SCRIPTS = ("dom.js", "chart.js", "matrix.js", "strip.js", "maps.js", "table.js", "page.js")
+_SCRIPTS = ("dom.js", "chart.js", "matrix.js", "strip.js", "maps.js", "patches.js", "table.js", "page.js")
 
 
 def render(template: str, data: dict[str, Any], **words: Any) -> bytes:

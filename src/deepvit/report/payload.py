@@ -15,6 +15,8 @@ from deepvit.report.words import spoken_blocks
 
 MAPS_BUDGET = 5_500_000
 """Characters of maps and images in one page, all models together; the rest of a page is far below 1 MB."""
+PATCHES_BUDGET = 1_600_000
+"""Characters of patches in the page of one model; comparisons have none."""
 
 
 def page_data(
@@ -23,7 +25,14 @@ def page_data(
     """Everything that the script draws, for one model or several side by side; ``names`` are told apart."""
     zeros = {"cka": charts.scale_start(results, "cka")}
     models = [
-        _model(result, name, color, MAPS_BUDGET // len(results), zeros)
+        _model(
+            result,
+            name,
+            color,
+            MAPS_BUDGET // len(results),
+            PATCHES_BUDGET if len(results) == 1 else 0,
+            zeros,
+        )
         for color, (result, name) in enumerate(zip(results, names, strict=True))
     ]
     for model in models:
@@ -36,7 +45,7 @@ def page_data(
 
 
 def _model(
-    result: Measurements, name: str, color: int, budget: int, zeros: Mapping[str, float]
+    result: Measurements, name: str, color: int, budget: int, patches: int, zeros: Mapping[str, float]
 ) -> dict[str, Any]:
     indices = [block.index for block in result.blocks]
     spoken = spoken_blocks(result)
@@ -68,6 +77,7 @@ def _model(
             for key, matrix in result.matrices.items()
         },
         "maps": pictures.maps_payload(result, budget),
+        "patches": pictures.patches_payload(result, patches) if patches else None,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from deepvit.collapse.metrics.tokens import HIGH_NORM_FACTOR
 from deepvit.collapse.results import BlockFacts, BlockMap, ImageMaps, Measurements
 
 MAX_SIDE = 320
@@ -54,6 +55,44 @@ def maps_payload(result: Measurements, budget: int) -> dict[str, Any] | None:
         "blocks": [str(index) for index in seen],
         "images": [_image_payload(image) for image in images[:kept]],
         "layers": [[_layer(image, facts[index], average) for index in seen] for image in images[:kept]],
+    }
+
+
+def patches_payload(result: Measurements, budget: int) -> dict[str, Any] | None:
+    """The patches of one model's images in at most about ``budget`` characters: pairs are left out first."""
+    images = [image for image in result.maps if image.patches]
+    if not images:
+        return None
+    notes = []
+    full = [sum(len(each.norms) + len(each.similarity) for each in image.patches) for image in images]
+    pairs = full[0] <= budget and all(each.similarity for image in images for each in image.patches)
+    cost = full if pairs else [sum(len(each.norms) for each in image.patches) for image in images]
+    kept, used = 0, 0
+    while kept < len(images) and (kept == 0 or used + cost[kept] <= budget):
+        used += cost[kept]
+        kept += 1
+    if not pairs:
+        notes.append("How alike patches are is left out: there are too many pairs for a small file.")
+    if kept < len(images):
+        notes.append(f"{len(images) - kept} of {len(images)} images are left out to keep the file small.")
+    blocks = [each.block for each in images[0].patches]
+    return {
+        "notes": notes,
+        "high": result.provenance.get("thresholds", {}).get("high_norm_factor", HIGH_NORM_FACTOR),
+        "blocks": [str(block) for block in blocks],
+        "images": [{"name": image.label, "source": data_uri(image)} for image in images[:kept]],
+        "layers": [
+            [
+                {
+                    "grid": each.grid,
+                    "highest": round(each.highest, 5),
+                    "norms": each.norms,
+                    "similarity": each.similarity if pairs else "",
+                }
+                for each in image.patches
+            ]
+            for image in images[:kept]
+        ],
     }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deepvit.collapse.remedies import block_range
 from deepvit.report.page import number
 
 
@@ -82,10 +83,8 @@ def _cure(cure: Any) -> str:
         return cure
     blocks = cure.get("blocks")
     if isinstance(blocks, list | tuple):
-        from deepvit.collapse.remedies import block_range
-
         blocks = block_range(blocks, blocks)
-    return cure["name"] + ("" if blocks in (None, "", "all") else f" in blocks {blocks}")
+    return str(cure["name"]) + ("" if blocks in (None, "", "all") else f" in blocks {blocks}")
 
 
 def _n(value: Any) -> str:

@@ -22,14 +22,18 @@ from deepvit.collapse.metrics.maps import (
     is_distribution,
     map_contrast,
 )
+from deepvit.collapse.metrics.sinks import sink_share, sink_value_norm
 from deepvit.collapse.metrics.spectrum import effective_rank
 from deepvit.collapse.metrics.tokens import (
     change,
     feature_similarity,
     high_norm_share,
+    image_directions,
+    image_similarity,
     patch_similarity,
     rank_one_distance,
     signed_patch_similarity,
+    update_cosine,
 )
 
 __all__ = [
@@ -44,6 +48,8 @@ __all__ = [
     "feature_similarity",
     "head_similarity",
     "high_norm_share",
+    "image_directions",
+    "image_similarity",
     "is_distribution",
     "linear_cka",
     "map_contrast",
@@ -53,5 +59,8 @@ __all__ = [
     "signed_patch_similarity",
     "similar_blocks",
     "similarity_matrix",
+    "sink_share",
+    "sink_value_norm",
+    "update_cosine",
     "weighted_columns",
 ]

@@ -15,6 +15,7 @@ NEEDS: dict[str, dict[str, str]] = {
         "softmax": "the softmax map, before heads are mixed, [B*W,H,Q,K]",
         "few_rows": "evenly spaced rows of the map that multiplies V, of few images, for what costs most",
         "columns": "the compared columns of the map that multiplies V: (units, present, weight)",
+        "values": "the values that the map multiplies, [B*W,H,K,D]",
         "map_layout": "the MapLayout of these maps: windows, prefix tokens, grids",
     },
     "tokens": {

@@ -70,6 +70,37 @@ def change(before: Tensor, after: Tensor) -> Tensor:
     return _length(after - before) / _length(before)
 
 
+def update_cosine(before: Tensor, after: Tensor) -> Tensor:
+    """Cosine of what a block adds with the stream it adds to: [B,N,C] each -> [B], in [-1, 1].
+
+    ``mean over patches of cos(x_out - x_in, x_in)``. 0: the block writes something new; positive: it mostly makes
+    tokens longer; negative: it takes back what is there. NaN where nothing is added or the stream is zero. Source:
+    orthogonal residual updates (arXiv 2505.11881), there of each branch; this is the block's two
+    branches together, which needs no knowledge of the block.
+    """
+    before, added = before.to(torch.float32), after.to(torch.float32) - before.to(torch.float32)
+    lengths = torch.linalg.vector_norm(before, dim=-1) * torch.linalg.vector_norm(added, dim=-1)
+    cosine = torch.where(lengths > 0, (before * added).sum(-1) / lengths, torch.nan)
+    return cosine.nanmean(-1).clamp(-1.0, 1.0)
+
+
+def image_directions(tokens: Tensor) -> Tensor:
+    """The direction of each image's mean patch [B,N,C] -> [B,C], in float64; zero where the mean is zero."""
+    return F.normalize(tokens.to(torch.float64).mean(1), dim=-1)
+
+
+def image_similarity(total: Tensor, count: int) -> float:
+    """``mean over pairs of images a != b of cos(m_a, m_b)``, m an image's mean patch, in [-1/(B-1), 1].
+
+    From ``total`` [C], the sum of the ``count`` images' directions (``image_directions``): its squared length
+    holds all pairs and the images themselves. 1: all images end in one direction, features say nothing about the
+    image. NaN for one image. Ours; that features can be uniform over the data is asked in the DINO repository.
+    """
+    if count < 2:
+        return float("nan")
+    return float((total.square().sum() - count) / (count * (count - 1)))
+
+
 def high_norm_share(tokens: Tensor, factor: float = HIGH_NORM_FACTOR) -> Tensor:
     """Share of patches whose norm is above ``factor`` times the median norm of their image: [B,N,C] -> [B].
 
@@ -123,6 +154,19 @@ CHANGE = Metric(
     "Near 0: the block passes its input on.",
     "usual measure of a residual branch",
     needs=("patches_before", "patches"), compute=change,
+)
+UPDATE = Metric(
+    "update_cosine", "Cosine of what the block adds with its stream", "cosine", -1.0, 1.0, "none",
+    "mean over patches of cos(x_out - x_in, x_in), both branches of the block together",
+    "0: the block writes something new. Towards 1: it only makes tokens longer. Below 0: it takes back what is there.",
+    "orthogonal residual updates (arXiv 2505.11881), there of each branch",
+    needs=("patches_before", "patches"), compute=update_cosine,
+)
+IMAGES = Metric(
+    "image_similarity", "Similarity between images", "cosine", -1.0, 1.0, "high",
+    "mean over pairs of images of the cosine of their mean patches",
+    "1: all images look alike after this block, so it cannot tell what is shown. Over images, so it has no spread.",
+    "ours",
 )
 HIGH_NORM = Metric(
     "high_norm_share", "Share of high-norm patch tokens", "share", 0.0, 1.0, "none",

@@ -65,6 +65,8 @@ function start() {
   }
   const maps = document.getElementById("map-viewer");
   if (maps) mapViewer(maps, models);
+  const patches = document.getElementById("patch-viewer");
+  if (patches) patchViewer(patches, models[0]);
   for (const table of document.querySelectorAll("table.sortable")) sortable(table);
   for (const box of document.querySelectorAll(".scroll")) sideways(box);
   for (const button of document.querySelectorAll("[data-copy-table]"))
