@@ -61,6 +61,7 @@ class Product:
     matrix: Tensor  # [..., N, M]
     values: Tensor  # [..., M, Dv]
     out: Tensor  # [..., N, Dv]
+    restore: Callable[[Tensor], Tensor]  # from the axes of ``out`` to those that the model gets
 
 
 class Follower:
@@ -141,7 +142,7 @@ class Follower:
             if (known.columns, known.rows) != (contracted, kept):
                 return None
             matrix, values, result = (mine.mT, other.mT, out.mT) if swap else (mine, other, out)
-            return Product(known, matrix, values, result)
+            return Product(known, matrix, values, result, _transposed if swap else _as_it_is)
         if not isinstance(left, nn.Parameter) and not isinstance(right, nn.Parameter):
             self.remember(out, Scores(left.detach(), right.detach().mT, -2, -1))
         return None
@@ -198,7 +199,12 @@ class Follower:
             lead = [x for x in letters[mine] if x not in (row, column)]
             matrix = _arrange(operands[mine], letters[mine], [*lead, row, column])
             values = _arrange(operands[other], letters[other], [*lead, column, width[0]])
-            return Product(known, matrix, values, _arrange(out, result, [*lead, row, width[0]]))
+            order = [*lead, row, width[0]]
+            if sorted(order) != sorted(result):
+                return None
+            back = [order.index(letter) for letter in result]
+            arranged = _arrange(out, result, order)
+            return Product(known, matrix, values, arranged, lambda t, back=back: t.permute(back))
         self._einsum_scores(letters, result, operands, out)
         return None
 
@@ -221,6 +227,14 @@ class Follower:
                 result.index(columns[0]) - len(result),
             ),
         )
+
+
+def _as_it_is(t: Tensor) -> Tensor:
+    return t
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.mT
 
 
 def _arrange(tensor: Tensor, letters: str, order: list[str]) -> Tensor:
