@@ -7,9 +7,9 @@ over keys (columns).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from deepvit.capturing.functions import (
     tensors_in,
     writes_in_place,
 )
+from deepvit.capturing.marks import Marks
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Follower:
     """Holds what is known of the tensors under way, for as long as those tensors live."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], Scores | Map]] = {}
+        self._known: Marks[Scores | Map] = Marks()
 
     def clear(self) -> None:
         """Forget everything."""
@@ -76,18 +77,11 @@ class Follower:
 
     def of(self, value: object) -> Scores | Map | None:
         """What is known of a tensor."""
-        entry = self._known.get(id(value))
-        return entry[1] if entry is not None and entry[0]() is value else None
+        return self._known.of(value)
 
     def remember(self, tensor: Tensor, what: Scores | Map) -> None:
         """Follow ``tensor`` from here on."""
-        key = id(tensor)
-        self._known[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), what)
-
-    def _forget(self, key: int, ref: weakref.ref[Tensor]) -> None:
-        # The id may have gone to a new tensor before the old one's callback runs.
-        if key in self._known and self._known[key][0] is ref:
-            del self._known[key]
+        self._known.put(tensor, what)
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Save a softmax map that ``func`` is about to overwrite."""
@@ -204,7 +198,7 @@ class Follower:
                 return None
             back = [order.index(letter) for letter in result]
             arranged = _arrange(out, result, order)
-            return Product(known, matrix, values, arranged, lambda t, back=back: t.permute(back))
+            return Product(known, matrix, values, arranged, partial(_permuted, back))
         self._einsum_scores(letters, result, operands, out)
         return None
 
@@ -231,6 +225,10 @@ class Follower:
 
 def _as_it_is(t: Tensor) -> Tensor:
     return t
+
+
+def _permuted(order: list[int], t: Tensor) -> Tensor:
+    return t.permute(order)
 
 
 def _transposed(t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepvit.capturing.axes import NotInOrder, Order, is_over_channels, order_of
 from deepvit.capturing.blocks import BlockNames
-from deepvit.capturing.frames import Frame, Frames
+from deepvit.capturing.frames import FUSED, Frame, Frames
 from deepvit.capturing.layouts import Site, map_layout
 from deepvit.capturing.maps import aside, exact
 from deepvit.capturing.options import Options
@@ -26,7 +26,9 @@ from deepvit.errors import UserError
 class Recorder:
     """Fills a ``Seen`` while the model runs."""
 
-    def __init__(self, model: nn.Module, options: Options) -> None:
+    def __init__(
+        self, model: nn.Module, options: Options, leave: tuple[type[nn.Module], ...] = FUSED
+    ) -> None:
         self.options = options
         self.seen = Seen()
         self.named = options.names or None
@@ -34,7 +36,7 @@ class Recorder:
         self.names = BlockNames(model, self.named)
         self.prefix = PrefixRule(model, options.prefix_tokens)
         self.paused = False  # a fused module runs as the model has it: nobody looks
-        self.frames = Frames(model, self._started, self._ended)
+        self.frames = Frames(model, self._started, self._ended, leave)
         self._first: nn.Module | None = None  # the module that begins each forward pass
         self._times: dict[str, int] = {}  # how often each key occurred in this pass
         self._blocks_now: list[str] = []  # attention blocks of this pass, in order
