@@ -30,19 +30,22 @@ from deepvit.cures import apply
 from deepvit.errors import UserError
 
 SIZE = 64
-CLOSE = 1e-5  # of the largest entry of the output
+CLOSE = {torch.float64: 1e-8, torch.float32: 1e-5}  # of the largest entry of the output
 
 
 def spread(model: nn.Module) -> nn.Module:
     """Weights at which every part of the network matters."""
     torch.manual_seed(1)
-    for p in model.parameters():
-        nn.init.normal_(p, std=(1.0 / p[0].numel()) ** 0.5 if p.ndim > 1 else 0.3)
+    for name, p in model.named_parameters():
+        nn.init.normal_(p, std=(2.0 / p[0].numel()) ** 0.5 if p.ndim > 1 else 0.3)
+        if p.ndim == 1 and name.endswith("weight"):  # of norms
+            with torch.no_grad():
+                p.add_(1.0)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean.normal_(0, 0.1)
             m.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+    return model.double().eval()
 
 
 def of_timm(name: str, **options: Any) -> nn.Module:
@@ -77,7 +80,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Swin v2": lambda: of_timm("swinv2_tiny_window8_256", **{**SWIN, "img_size": 64, "window_size": 4}),
     "CaiT": lambda: of_timm("cait_xxs24_224", depth=3),
     "Hugging Face, sdpa": lambda: hugging_face("sdpa"),
-    "Hugging Face, eager": lambda: hugging_face("eager"),
+    "Hugging Face, eager": lambda: hugging_face("eager").float(),  # its softmax is in float32 anyway
     "torchvision": lambda: spread(
         torchvision.models.VisionTransformer(SIZE, 16, 3, 4, 48, 64, num_classes=5)
     ),
@@ -94,7 +97,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "MViT v2": lambda: of_timm("mvitv2_tiny"),
     "DaViT": lambda: spread(timm.create_model("davit_tiny", num_classes=5)),
     "CoAtNet": lambda: of_timm("coatnet_nano_rw_224"),
-    "XCA-free LeViT": lambda: spread(timm.create_model("levit_128s", num_classes=5)),
+    "LeViT": lambda: of_timm("levit_128s"),
 }
 
 
@@ -127,7 +130,9 @@ def images_of(model: nn.Module) -> Tensor:
         )
         else SIZE
     )
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2)).to(
+        next(model.parameters()).dtype
+    )
 
 
 def first(output: Any) -> Tensor:
@@ -152,25 +157,32 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def agree(a: Any, b: Any) -> None:
     a, b = first(a), first(b)
-    assert float((a - b).abs().max() / b.abs().max()) <= CLOSE
+    assert float((a - b).abs().max() / b.abs().max()) <= CLOSE[b.dtype]
 
 
 def differ(a: Any, b: Any) -> None:
     a, b = first(a), first(b)
-    assert float((a - b).abs().max() / b.abs().max()) > 1e-3, "the lesion changes nothing here: no test"
+    assert float((a - b).abs().max() / b.abs().max()) > 10 * CLOSE[b.dtype], (
+        "the lesion changes nothing here: no test"
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_control_and_nothing_left_behind(name: str) -> None:
     model = MODELS[name]()
     images = images_of(model)
+    before = traces(model)
     with torch.no_grad():
         plain = model(images)
-        assert control(survey(model, images[:1]), images) <= 2e-4
+        assert control(survey(model, images[:1]), images) <= (1e-8 if images.dtype == torch.float64 else 1e-5)
         assert torch.equal(first(model(images)), first(plain))
-    assert not any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules()
-    )
+    assert traces(model) == before
+
+
+def traces(model: nn.Module) -> int:
+    """Hooks and replaced methods (some cures have such)."""
+    parts = list(model.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in m.__dict__) for m in parts)
 
 
 # --- blocks ---
@@ -198,9 +210,12 @@ def test_a_skipped_block_and_an_early_end(name: str) -> None:
         agree(model(images), expected)
     if len(row) < 3:
         return
-    with patched(last, "forward", lambda x, *_, **__: x):
-        with patched(model.get_submodule(row[-2]), "forward", lambda x, *_, **__: x):
-            expected = model(images)
+    earlier = model.get_submodule(row[-2])
+    with (
+        patched(last, "forward", lambda x, *_, **__: x),
+        patched(earlier, "forward", lambda x, *_, **__: x),
+    ):
+        expected = model(images)
     with intervene(anatomy, EndAfter(row[-3])):
         agree(model(images), expected)
     with intervene(anatomy, SkipBlock(row[-1]), SkipBlock(row[-2])):
@@ -300,7 +315,7 @@ def test_an_attention_that_adds_nothing(name: str, branch: str) -> None:
     ]
 
     def nothing(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return tuple([torch.zeros_like(output[0]), *output[1:]]) if isinstance(output, tuple) else output * 0
+        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else output * 0
 
     leaves = list(module) if isinstance(module, nn.ModuleList) else [module]
     handles = [leaf.register_forward_hook(nothing) for leaf in leaves]
@@ -324,9 +339,11 @@ def test_an_attention_that_is_joined_with_others_is_refused(name: str, block: st
     model = MODELS[name]()
     images = images_of(model)
     anatomy = survey(model, images[:1])
-    with pytest.raises(UserError, match=rf"{block}: its attention cannot be dropped: .*{reason}"):
-        with intervene(anatomy, DropAttention(block)):
-            model(images)
+    with (
+        pytest.raises(UserError, match=rf"{block}: its attention cannot be dropped: .*{reason}"),
+        intervene(anatomy, DropAttention(block)),
+    ):
+        model(images)
 
 
 # --- maps ---
@@ -359,8 +376,11 @@ def maps_by_hand(change: Callable[[int, Tensor], Tensor], ours: bool = True) -> 
 
     F.scaled_dot_product_attention, F.multi_head_attention_forward = open_sdpa, open_mha
     if ours:
-        F.softmax, function = (lambda x, dim=-1, **kw: next_map(softmax(x, dim))), F.softmax
-        Tensor.softmax = lambda x, dim=-1, **kw: next_map(softmax(x, dim))
+        F.softmax, function = (
+            (lambda x, dim=-1, _stacklevel=3, **kw: next_map(softmax(x, dim, **kw))),
+            F.softmax,
+        )
+        Tensor.softmax = lambda x, dim=-1, **kw: next_map(softmax(x, dim, **kw))
     try:
         yield
     finally:
@@ -384,7 +404,6 @@ def maps_by_hand(change: Callable[[int, Tensor], Tensor], ours: bool = True) -> 
         ("vit-pytorch", 1),
         ("PVT v2", 5),
         ("MaxViT", 3),
-        ("DaViT", 3),
         ("CoAtNet", 4),
     ],
 )
@@ -433,8 +452,10 @@ def slow(model: nn.Module, images: Tensor) -> Any:
 @pytest.mark.parametrize("backend", ["reference", "streaming", "native"])
 @torch.no_grad()
 def test_the_mixed_map_of_reattention(backend: str) -> None:
-    model = MODELS["Re-attention"]()
-    images = images_of(model)
+    model = MODELS["Re-attention"]().float()
+    images = images_of(model).float()
+    nn.init.normal_(model.blocks[1].attn.qkv.weight, std=0.2)
+    model.blocks[1].attn.var_norm.weight.fill_(30.0)
     for block in model.blocks:
         block.attn.backend = backend
     anatomy = survey(model, images[:1])
@@ -457,31 +478,19 @@ def test_the_mixed_map_of_reattention(backend: str) -> None:
         agree(model(images), expected)
 
 
-@pytest.mark.parametrize("cure", ["attnscale", "differential_attention", "talking_heads"])
+@pytest.mark.parametrize(
+    ("cure", "softmaxes"), [("attnscale+neutreno", 1), ("differential_attention", 2), ("talking_heads", 1)]
+)
 @torch.no_grad()
-def test_the_map_of_a_cured_block(cure: str) -> None:
-    """The captured map stands for the attention: with its mean, V's mean under it is what every query gets."""
+def test_the_map_of_a_cured_block(cure: str, softmaxes: int) -> None:
+    """The mean over queries goes through what a cure does to maps: mixing heads, taking a difference."""
     model = cured(cure)
     images = images_of(model)
-    anatomy = survey(model, images[:1])
-    inputs: list[Tensor] = []
-    handle = model.blocks[1].attn.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
-    from deepvit.capturing import capture
-
-    with capture(model, ["blocks.1"], qkv=True) as seen:
-        model(images)
-    handle.remove()
-    attn = model.blocks[1].attn
-    values = attn.qkv(inputs[0]).chunk(3, -1)[2].unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-    heads = seen.attention["blocks.1"].mean(-2, keepdim=True) @ values
-    sub_norm = getattr(attn, "sub_norm", None)
-    if sub_norm is not None:
-        heads = sub_norm(heads) * (1 - attn.lambda_init)
-    out = attn.proj(heads.transpose(1, 2).flatten(2)).expand(-1, 17, -1)
-    with patched(attn, "forward", lambda *_, **__: out):
+    own = range(softmaxes, 2 * softmaxes)  # of block 1
+    with maps_by_hand(lambda n, p: p.mean(-2, keepdim=True).expand_as(p) if n in own else p):
         expected = model(images)
     differ(expected, model(images))
-    with intervene(anatomy, ReplaceMap("blocks.1", mean_map)):
+    with intervene(survey(model, images[:1]), ReplaceMap("blocks.1", mean_map)):
         agree(model(images), expected)
 
 
@@ -535,25 +544,33 @@ def test_what_cannot_be_done_is_refused_by_name() -> None:
     images = images_of(model)
     anatomy = survey(model, images[:1])
     changing = [p.name for p in anatomy.parts.values() if "it returns" in p.why_not]
-    assert changing == ["stages.0.blocks.0", "stages.1.blocks.0", "stages.2.blocks.0", "stages.3.blocks.0"]
-    with pytest.raises(UserError, match=r"stages\.1\.blocks\.0 cannot be skipped: it returns \(1, 64, 192\)"):
-        with intervene(anatomy, SkipBlock("stages.1.blocks.0")):
-            pass
-    with pytest.raises(
-        UserError, match=r"cannot end after stages\.0\.blocks\.0: stages\.1\.blocks\.0 cannot"
+    assert changing == ["stages.1.blocks.0", "stages.2.blocks.0", "stages.3.blocks.0"]
+    with (
+        pytest.raises(UserError, match=r"stages\.1\.blocks\.0 cannot be skipped: it returns \(1, 64, 192\)"),
+        intervene(anatomy, SkipBlock("stages.1.blocks.0")),
     ):
-        with intervene(anatomy, EndAfter("stages.0.blocks.0")):
-            pass
-    with pytest.raises(UserError, match=r"blocks\.7: the model has no such"):
-        with intervene(anatomy, SkipBlock("blocks.7")):
-            pass
-    with pytest.raises(UserError, match="the model has no such map"):
-        with intervene(anatomy, ReplaceMap("blocks.7", mean_map)):
-            pass
-    with pytest.raises(UserError, match="did not run it inside the with block"):
-        with intervene(anatomy, SkipBlock("stages.0.blocks.0".replace("0.blocks.0", "2.blocks.1"))):
-            pass
-    with pytest.raises(UserError, match="model.eval"):
+        pass
+    with (
+        pytest.raises(UserError, match=r"cannot end after stages\.0\.blocks\.0: stages\.1\.blocks\.0 cannot"),
+        intervene(anatomy, EndAfter("stages.0.blocks.0")),
+    ):
+        pass
+    with (
+        pytest.raises(UserError, match=r"blocks\.7: the model has no such"),
+        intervene(anatomy, SkipBlock("blocks.7")),
+    ):
+        pass
+    with (
+        pytest.raises(UserError, match="the model has no such map"),
+        intervene(anatomy, ReplaceMap("blocks.7", mean_map)),
+    ):
+        pass
+    with (
+        pytest.raises(UserError, match="did not run it inside the with block"),
+        intervene(anatomy, SkipBlock("stages.0.blocks.0".replace("0.blocks.0", "2.blocks.1"))),
+    ):
+        pass
+    with pytest.raises(UserError, match=r"model\.eval"):
         survey(model.train(), images)
 
 
@@ -562,16 +579,22 @@ def test_a_branch_is_no_block_and_a_map_has_its_shape() -> None:
     model = MODELS["parallel things"]()
     images = images_of(model)
     anatomy = survey(model, images[:1])
-    with pytest.raises(UserError, match=r"blocks\.0\.attns\.0 cannot be skipped: it is a branch"):
-        with intervene(anatomy, SkipBlock("blocks.0.attns.0")):
-            pass
+    with (
+        pytest.raises(UserError, match=r"blocks\.0\.attns\.0 cannot be skipped: it is a branch"),
+        intervene(anatomy, SkipBlock("blocks.0.attns.0")),
+    ):
+        pass
     vit = MODELS["ViT"]()
-    with pytest.raises(UserError, match=r"blocks\.1: its map \(2, 3, 17, 17\) was replaced by \(3, 3\)"):
-        with intervene(survey(vit, images), ReplaceMap("blocks.1", torch.eye(3))):
-            vit(images)
-    with pytest.raises(UserError, match="was replaced by"):
-        with intervene(survey(vit, images), ReplacePatches("blocks.1", lambda p: p[:, :3])):
-            vit(images)
+    with (
+        pytest.raises(UserError, match=r"blocks\.1: its map \(2, 3, 17, 17\) was replaced by \(3, 3\)"),
+        intervene(survey(vit, images), ReplaceMap("blocks.1", torch.eye(3))),
+    ):
+        vit(images)
+    with (
+        pytest.raises(UserError, match="were replaced by"),
+        intervene(survey(vit, images), ReplacePatches("blocks.1", lambda p: p[:, :3])),
+    ):
+        vit(images)
     assert not any("forward" in m.__dict__ for m in vit.modules())
 
 
