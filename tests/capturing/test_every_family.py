@@ -29,7 +29,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepvit.capturing import Seen, capture
+from deepvit.capturing import (
+    Anatomy,
+    DropAttention,
+    EndAfter,
+    Seen,
+    SkipBlock,
+    capture,
+    control,
+    intervene,
+    refusal,
+    survey,
+)
 from deepvit.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "capture.md"
@@ -87,6 +98,10 @@ class Outcome:
     maps: str = ""
     tokens: str = ""
     prefix: str = ""
+    control: str = (
+        ""  # every map and all patches replaced by themselves: largest relative difference of the output
+    )
+    lesions: str = ""  # of how many blocks: skipped, attention dropped, ended after
     why: str = ""
 
 
@@ -242,8 +257,8 @@ def measure(family: str, name: str) -> Outcome:
     try:
         with capture(model) as seen:
             out = model(images)
-    except UserError as refusal:
-        row.verdict, row.why = "refused", str(refusal)
+    except UserError as refused:
+        row.verdict, row.why = "refused", str(refused)
         return row
     try:
         plain = model(images)
@@ -256,7 +271,35 @@ def measure(family: str, name: str) -> Outcome:
         compare_tokens(seen, outputs, tuple(images.shape[2:]), getattr(model, "num_prefix_tokens", None))
     except AssertionError as reason:
         row.verdict, row.why = "wrong", str(reason)
-    return finish(row, seen)
+    row = finish(row, seen)
+    try:
+        anatomy = survey(model, images[:1])
+        row.control = f"{control(anatomy, images):.0e}"
+        row.lesions = possible(anatomy, images)
+    except UserError as refused:
+        row.control = f"refused: {refused}"
+    return row
+
+
+def possible(anatomy: Anatomy, images: Tensor) -> str:
+    """``11, 12, 10 of 12``: blocks that can be skipped, keys whose attention can be dropped, early ends."""
+    skip = sum(not refusal(anatomy, SkipBlock(block)) for block in anatomy.blocks)
+    end = sum(not refusal(anatomy, EndAfter(block)) for block in anatomy.blocks)
+    drop = 0
+    for key in anatomy.keys:
+        drop += not _refused(anatomy, key, images)
+    return f"{skip}, {drop}, {end} of {len(anatomy.blocks)}" + (
+        f" ({len(anatomy.keys)} maps)" if len(anatomy.keys) != len(anatomy.blocks) else ""
+    )
+
+
+def _refused(anatomy: Anatomy, key: str, images: Tensor) -> bool:
+    try:
+        with intervene(anatomy, DropAttention(key)):
+            anatomy.model(images[:1])
+    except UserError:
+        return True
+    return False
 
 
 def finish(row: Outcome, seen: Seen) -> Outcome:
@@ -321,29 +364,38 @@ def test_no_family_is_read_wrongly(family: str) -> None:
 
 def test_the_page_holds_the_table_and_nothing_wrong() -> None:
     part = PAGE.read_text().split("<!-- families: begin -->")[1].split("<!-- families: end -->")[0]
-    rows = [line.split(" | ") for line in part.splitlines() if line.startswith("| ") and "---" not in line][
-        1:
-    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if "|" in line][2:]
     assert {row[3] for row in rows} == {"right", "refused"}
-    assert {row[0].removeprefix("| ") for row in rows} >= {f for f in TIMM if f in QUICK or f.startswith("v")}
+    assert {name for row in rows for name in row[0].split(", ")} >= set(timm.list_modules()) - {"deepvit"}
 
 
 def table(rows: list[Outcome]) -> str:
     """Markdown; what holds no attention shares one row."""
     none = [r for r in rows if r.verdict == "refused" and "no attention over tokens was found" in r.why]
     lines = [
-        "| family | network | image | verdict | maps | tokens | prefix | why, or remark |",
-        "|---" * 8 + "|",
+        "| family | network | image | verdict | maps | tokens | prefix | control | lesions | why, or remark |",
+        "|---" * 10 + "|",
     ]
     for r in rows:
         if r not in none:
             why = r.why.replace("|", "/")
-            lines.append(
-                f"| {r.family} | `{r.model}` | {r.size} | {r.verdict} | {r.maps} | {r.tokens} | {r.prefix} | {why} |"
+            cells = (
+                r.family,
+                f"`{r.model}`",
+                r.size,
+                r.verdict,
+                r.maps,
+                r.tokens,
+                r.prefix,
+                r.control,
+                r.lesions,
             )
+            lines.append("| " + " | ".join((*cells, why)) + " |")
     if none:
         names = ", ".join(r.family for r in none)
-        lines.append(f"| {names} | | | refused | | | | no attention over tokens was found in this model |")
+        lines.append(
+            f"| {names} | | | refused | | | | | | no attention over tokens was found in this model |"
+        )
     return "\n".join(lines)
 
 

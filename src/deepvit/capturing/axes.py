@@ -31,6 +31,14 @@ class Order:
             return t.reshape(-1, self.heads, rows, columns)
         return t.movedim(self.heads_axis, -3).reshape(-1, self.heads, rows, columns)
 
+    def undo(self, t: Tensor) -> Tensor:
+        """[B * windows, heads, rows, columns] -> [*lead, rows, columns]: what ``apply`` was given."""
+        rows, columns = t.shape[-2:]
+        if self.heads_axis is None:
+            return t.reshape(*self.lead, rows, columns)
+        outer = [size for axis, size in enumerate(self.lead) if axis != self.heads_axis]
+        return t.reshape(*outer, self.heads, rows, columns).movedim(len(outer), self.heads_axis)
+
 
 def order_of(lead: tuple[int, ...], images: int | None, module: nn.Module) -> Order:
     """Read the leading axes of a map [*lead, N, M] made in ``module`` for ``images`` images.

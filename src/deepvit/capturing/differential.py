@@ -66,10 +66,10 @@ class Differences:
             self.recorder.skip(self._owner, self._shape, "attentions of one V that were not subtracted")
         self._terms.clear()
 
-    def look(self, func: Any, args: tuple[Any, ...], out: object) -> None:
-        """Follow a product by a number; record a difference."""
+    def look(self, func: Any, args: tuple[Any, ...], out: object) -> Tensor | None:
+        """Follow a product by a number; record a difference, and return another one if that is asked for."""
         if not self._terms or len(args) != 2 or not isinstance(out, Tensor):
-            return
+            return None
         name = name_of(func)
         left, right = self._of(args[0]), self._of(args[1])
         if name in _PRODUCT and (left is None) != (right is None):
@@ -80,20 +80,21 @@ class Differences:
                 self._terms.append(replace(term, out=weakref.ref(out), factor=factor))
         elif name in _SUBTRACTION and left is not None and right is not None:
             self._terms.clear()
-            self._record(left, right, out)
+            return self._record(left, right, out)
+        return None
 
     def _of(self, value: object) -> Term | None:
         return next((term for term in self._terms if term.out() is value), None)
 
-    def _record(self, first: Term, second: Term, out: Tensor) -> None:
+    def _record(self, first: Term, second: Term, out: Tensor) -> Tensor | None:
         value, source = first.value, "scaled_dot_product_attention"
         rows, columns = first.query.shape[-2], first.key.shape[-2]
         site = self.recorder.site(first.query.shape[:-2], rows, columns, value)
         if site is None:
-            return
-        if not self.recorder.options.attention:
+            return None
+        if not self.recorder.wants_map(site):
             self.recorder.record_layout(site, rows, columns, value.shape[-1], source)
-            return
+            return None
         how, wanted = "(map - lambda map) @ V with the difference of two attentions", out
         if first.plain is not None and second.plain is not None:
             how += " without their dropout"
@@ -104,7 +105,7 @@ class Differences:
             v = site.arrange(value)
             error = relative_error(matrix @ exact(v), site.arrange(wanted))
             softmax = torch.stack(pair, dim=2).flatten(1, 2)  # [B, 2H, N, M]: the two of a head side by side
-        self.recorder.record(
+        instead = self.recorder.record(
             site,
             queries=None,
             keys=None,
@@ -116,6 +117,7 @@ class Differences:
             head_dim=value.shape[-1],
             check=Check(site.key, error, tolerance(out), how),
         )
+        return None if instead is None else site.put(instead, v, out)
 
     @staticmethod
     def _map(site: Site, term: Term) -> Tensor:

@@ -7,9 +7,9 @@ over keys (columns).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from deepvit.capturing.functions import (
     tensors_in,
     writes_in_place,
 )
+from deepvit.capturing.marks import Marks
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ class Product:
     matrix: Tensor  # [..., N, M]
     values: Tensor  # [..., M, Dv]
     out: Tensor  # [..., N, Dv]
+    restore: Callable[[Tensor], Tensor]  # from the axes of ``out`` to those that the model gets
 
 
 class Follower:
     """Holds what is known of the tensors under way, for as long as those tensors live."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], Scores | Map]] = {}
+        self._known: Marks[Scores | Map] = Marks()
 
     def clear(self) -> None:
         """Forget everything."""
@@ -75,18 +77,11 @@ class Follower:
 
     def of(self, value: object) -> Scores | Map | None:
         """What is known of a tensor."""
-        entry = self._known.get(id(value))
-        return entry[1] if entry is not None and entry[0]() is value else None
+        return self._known.of(value)
 
     def remember(self, tensor: Tensor, what: Scores | Map) -> None:
         """Follow ``tensor`` from here on."""
-        key = id(tensor)
-        self._known[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), what)
-
-    def _forget(self, key: int, ref: weakref.ref[Tensor]) -> None:
-        # The id may have gone to a new tensor before the old one's callback runs.
-        if key in self._known and self._known[key][0] is ref:
-            del self._known[key]
+        self._known.put(tensor, what)
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Save a softmax map that ``func`` is about to overwrite."""
@@ -141,7 +136,7 @@ class Follower:
             if (known.columns, known.rows) != (contracted, kept):
                 return None
             matrix, values, result = (mine.mT, other.mT, out.mT) if swap else (mine, other, out)
-            return Product(known, matrix, values, result)
+            return Product(known, matrix, values, result, _transposed if swap else _as_it_is)
         if not isinstance(left, nn.Parameter) and not isinstance(right, nn.Parameter):
             self.remember(out, Scores(left.detach(), right.detach().mT, -2, -1))
         return None
@@ -198,7 +193,12 @@ class Follower:
             lead = [x for x in letters[mine] if x not in (row, column)]
             matrix = _arrange(operands[mine], letters[mine], [*lead, row, column])
             values = _arrange(operands[other], letters[other], [*lead, column, width[0]])
-            return Product(known, matrix, values, _arrange(out, result, [*lead, row, width[0]]))
+            order = [*lead, row, width[0]]
+            if sorted(order) != sorted(result):
+                return None
+            back = [order.index(letter) for letter in result]
+            arranged = _arrange(out, result, order)
+            return Product(known, matrix, values, arranged, partial(_permuted, back))
         self._einsum_scores(letters, result, operands, out)
         return None
 
@@ -221,6 +221,18 @@ class Follower:
                 result.index(columns[0]) - len(result),
             ),
         )
+
+
+def _as_it_is(t: Tensor) -> Tensor:
+    return t
+
+
+def _permuted(order: list[int], t: Tensor) -> Tensor:
+    return t.permute(order)
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.mT
 
 
 def _arrange(tensor: Tensor, letters: str, order: list[str]) -> Tensor:

@@ -26,6 +26,7 @@ class Frame:
     module: nn.Module
     shape: tuple[int, ...] | None  # of its first tensor argument
     saw_attention: bool = False  # directly, as the block of an attention
+    began: int = 0  # when, in calls of torch functions (only counted by who needs it)
     reads: Reads = field(default_factory=dict)  # axes over channels, as its layers have read them
 
 
@@ -41,8 +42,10 @@ class Frames:
         model: nn.Module,
         started: Callable[[Frame, Tensor | None], None],
         ended: Callable[[Frame, Any], None],
+        leave: tuple[type[nn.Module], ...] = FUSED,
     ) -> None:
         self.model = model
+        self.leave = leave  # modules that get no hooks, nor anything in them
         self.stack: list[Frame] = []
         self._started = started
         self._ended = ended
@@ -50,11 +53,9 @@ class Frames:
 
     def install(self) -> None:
         """Put the hooks on."""
-        inside_fused = {
-            id(part) for m in self.model.modules() if isinstance(m, FUSED) for part in m.modules()
-        }
+        left = {id(part) for m in self.model.modules() if isinstance(m, self.leave) for part in m.modules()}
         for name, module in self.model.named_modules():
-            if id(module) in inside_fused:
+            if id(module) in left:
                 continue
             self._handles.append(
                 module.register_forward_pre_hook(self._starter(name), with_kwargs=True),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepvit.capturing.axes import Order
 from deepvit.capturing.frames import Frame
+from deepvit.capturing.maps import exact
 from deepvit.capturing.prefix import PrefixRule, window_grid
 from deepvit.capturing.seen import MapLayout
 from deepvit.capturing.spatial import Grids
@@ -25,6 +26,10 @@ class Site:
     def arrange(self, t: Tensor) -> Tensor:
         """Any tensor of this attention as [B * windows, heads, tokens, width]."""
         return self.order.apply(t)
+
+    def put(self, matrix: Tensor, values: Tensor, out: Tensor) -> Tensor:
+        """``matrix`` times ``values`` (both arranged) with the axes and the dtype of ``out``."""
+        return self.order.undo(exact(matrix) @ exact(values)).to(out.dtype)
 
 
 def map_layout(

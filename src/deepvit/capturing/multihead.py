@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepvit.capturing.maps import aside, exact, relative_error, tolerance
 from deepvit.capturing.recorder import Recorder
 from deepvit.capturing.seen import Check
+from deepvit.errors import UserError
 
 MULTI_HEAD = F.multi_head_attention_forward
 SIGNATURE = inspect.signature(MULTI_HEAD)
@@ -19,8 +20,11 @@ SIGNATURE = inspect.signature(MULTI_HEAD)
 
 def multi_head(
     recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any], out: tuple[Tensor, Tensor | None]
-) -> None:
-    """``F.multi_head_attention_forward``: called once more, for its weights, without dropout."""
+) -> tuple[Tensor, Tensor | None] | None:
+    """``F.multi_head_attention_forward``: called once more, for its weights, without dropout.
+
+    Returns what it is to give with another map, if the recorder asks for one.
+    """
     bound = SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     call: dict[str, Any] = dict(bound.arguments)
@@ -32,13 +36,16 @@ def multi_head(
         **{**call, "need_weights": True, "average_attn_weights": False, "training": False}
     )
     assert weights is not None
-    heads(recorder, weights, again, wanted, without, {**call, "batch_first": False})
+    instead = heads(recorder, weights, again, wanted, without, {**call, "batch_first": False})
+    return None if instead is None else (instead.to(out[0].dtype), None if out[1] is None else weights)
 
 
 def heads(
     recorder: Recorder, weights: Tensor, again: Tensor, out: Tensor, without: str, call: dict[str, Any]
-) -> None:
+) -> Tensor | None:
     """Record torch's own multi-head attention.
+
+    Returns the output with another map, if the recorder asks for one.
 
     ``weights`` [B, H, N, M] and the output ``again`` come from a second call that forms the map; ``out``
     is what the model got; ``call`` holds the arguments of ``F.multi_head_attention_forward``.
@@ -46,11 +53,11 @@ def heads(
     rows, columns = weights.shape[-2:]
     site = recorder.site(tuple(weights.shape[:-2]), rows, columns, None)
     if site is None:
-        return
+        return None
     source, width = "multi_head_attention", again.shape[-1] // weights.shape[-3]
-    if not recorder.options.attention:
+    if not recorder.wants_map(site):
         recorder.record_layout(site, rows, columns, width, source)
-        return
+        return None
     projected = projections(call)
     with aside(out):
         if projected is None:  # keys of its own, that are no activations
@@ -65,7 +72,7 @@ def heads(
             )
             error = relative_error(rebuilt, out)
     q, k, v = (site.arrange(t) for t in projected) if projected else (None, None, None)
-    recorder.record(
+    instead = recorder.record(
         site,
         queries=q,
         keys=k,
@@ -77,6 +84,12 @@ def heads(
         head_dim=width,
         check=Check(site.key, error, tolerance(out), how),
     )
+    if instead is None:
+        return None
+    if projected is None:
+        raise UserError(f"{site.key}: its attention adds keys of its own, so that its map cannot be replaced")
+    with aside(out):
+        return rebuild(site.order.undo(instead), projected[2], call)
 
 
 def projections(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:

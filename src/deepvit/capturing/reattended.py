@@ -23,7 +23,7 @@ def reattention(
     out: Tensor,
     backend: str = "auto",
     **options: Any,
-) -> None:
+) -> Tensor | None:
     """Our own operator: both maps, P and the mixed and normalised Y that multiplies V.
 
     With batch statistics nothing may be updated, and with dropout the model's own maps cannot be made
@@ -32,10 +32,10 @@ def reattention(
     source = "reattention"
     site = recorder.site(tuple(q.shape[:-2]), q.shape[-2], k.shape[-2], v)
     if site is None:
-        return
-    if not recorder.options.attention:
+        return None
+    if not recorder.wants_map(site):
         recorder.record_layout(site, q.shape[-2], k.shape[-2], v.shape[-1], source)
-        return
+        return None
     how, measured = "Y @ V with the operator", "softmax map mixed over heads and normalised (Y)"
     if options.get("training"):
         options = {**options, "running_mean": None, "running_var": None}
@@ -51,7 +51,7 @@ def reattention(
         allowed = tolerance(out)
         if error > allowed:
             allowed *= max(1.0, _cancellation(softmax, theta, v, out, options))
-    recorder.record(
+    instead = recorder.record(
         site,
         queries=site.arrange(q),
         keys=site.arrange(k),
@@ -63,6 +63,7 @@ def reattention(
         head_dim=v.shape[-1],
         check=Check(site.key, error, allowed, how),
     )
+    return None if instead is None else site.put(instead, site.arrange(v), out)
 
 
 def _cancellation(softmax: Tensor, theta: Tensor, v: Tensor, out: Tensor, options: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepvit.capturing.axes import NotInOrder, Order, is_over_channels, order_of
 from deepvit.capturing.blocks import BlockNames
-from deepvit.capturing.frames import Frame, Frames
+from deepvit.capturing.frames import FUSED, Frame, Frames
 from deepvit.capturing.layouts import Site, map_layout
 from deepvit.capturing.maps import aside, exact
 from deepvit.capturing.options import Options
@@ -19,14 +19,16 @@ from deepvit.capturing.outcome import notes_of, require_result
 from deepvit.capturing.prefix import PrefixRule
 from deepvit.capturing.seen import Check, MapLayout, Seen, Skipped
 from deepvit.capturing.spatial import Grids, Reads, first_tensor
-from deepvit.capturing.tokens import Known, TokenReader
+from deepvit.capturing.tokens import At, Known, TokenReader
 from deepvit.errors import UserError
 
 
 class Recorder:
     """Fills a ``Seen`` while the model runs."""
 
-    def __init__(self, model: nn.Module, options: Options) -> None:
+    def __init__(
+        self, model: nn.Module, options: Options, leave: tuple[type[nn.Module], ...] = FUSED
+    ) -> None:
         self.options = options
         self.seen = Seen()
         self.named = options.names or None
@@ -34,7 +36,7 @@ class Recorder:
         self.names = BlockNames(model, self.named)
         self.prefix = PrefixRule(model, options.prefix_tokens)
         self.paused = False  # a fused module runs as the model has it: nobody looks
-        self.frames = Frames(model, self._started, self._ended)
+        self.frames = Frames(model, self._started, self._ended, leave)
         self._first: nn.Module | None = None  # the module that begins each forward pass
         self._times: dict[str, int] = {}  # how often each key occurred in this pass
         self._blocks_now: list[str] = []  # attention blocks of this pass, in order
@@ -127,9 +129,10 @@ class Recorder:
         measured: str,
         head_dim: int,
         check: Check,
-    ) -> None:
+    ) -> Tensor | None:
         """Keep or hand on one verified map, [B * windows, heads, N, M]; ``softmax`` where it differs.
 
+        Returns the map that is to multiply V in its place; None, as always when only looking on, leaves it.
         Raises ``UserError`` where the check fails, unless mismatches are only to be flagged.
         """
         layout = self._layout(site, attention.shape[-2], attention.shape[-1], head_dim, source, measured)
@@ -147,6 +150,7 @@ class Recorder:
                     kept[site.key] = tensor.detach()
         with aside(attention):
             self._hand_on(site.key, attention, softmax, layout)
+        return None
 
     def _hand_on(self, key: str, attention: Tensor, softmax: Tensor | None, layout: MapLayout) -> None:
         seen, options = self.seen, self.options
@@ -159,6 +163,10 @@ class Recorder:
             options.on_attention(key, exact(attention), layout)
         else:
             seen.attention[key] = exact(attention)
+
+    def wants_map(self, site: Site) -> bool:
+        """Whether the map of this attention is to be formed."""
+        return self.options.attention
 
     def record_layout(self, site: Site, rows: int, columns: int, head_dim: int, source: str) -> None:
         """Note that an attention is there, where maps are not asked for."""
@@ -191,7 +199,7 @@ class Recorder:
         if self._open is not None and not self._is_within(frame.name, self._open):
             block, self._open = self._open, None
             if tensor is not None:
-                self._tokens(block, tensor, f"input of {frame.name or 'the model'}", {})
+                self._tokens(block, tensor, ("input", frame.name), {})
 
     def _begin(self, module: nn.Module, tensor: Tensor | None) -> None:
         self._first = module
@@ -211,21 +219,21 @@ class Recorder:
             # The last block of its parent: what the parent returns is what left the block.
             block, self._open = self._open, None
             if (tensor := first_tensor(output)) is not None:
-                self._tokens(block, tensor, f"output of {frame.name or 'the model'}", {})
+                self._tokens(block, tensor, ("output", frame.name), {})
         if frame.saw_attention and (tensor := first_tensor(output)) is not None:
-            self._tokens(frame.name, tensor, f"output of {frame.name}", frame.reads)
+            self._tokens(frame.name, tensor, ("output", frame.name), frame.reads)
 
     @staticmethod
     def _is_within(name: str, ancestor: str) -> bool:
         return name == ancestor or not ancestor or name.startswith(ancestor + ".")
 
-    def _tokens(self, block: str, tensor: Tensor, read_from: str, reads: Reads) -> None:
+    def _tokens(self, block: str, tensor: Tensor, at: At, reads: Reads) -> None:
         if not self.options.tokens:
             return
         shape = tuple(tensor.shape)
         # Layers of the block itself say more than what ran before it, and that more than nothing.
         axes = reads.get(shape) or self._reads_of(shape)
-        self._reader.read(block, tensor, read_from, axes)
+        self._reader.read(block, tensor, at, axes)
 
     def finish(self) -> None:
         """Refuse a result that is empty or lacks what was asked for; in one line, with the reason."""

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
+
+# Axes of tokens: B images, N tokens or h, w rows and columns of them, C channels.
+Form = Literal["BNC", "NBC", "BCN", "BhwC", "BChw"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,19 @@ class TokenLayout:
     channels: int  # C
     prefix: int  # how many of the N are prefix tokens (they come first)
     grid: tuple[int, int] | None  # (rows, columns) of the patches; None where it could not be told
-    read_from: (
-        str  # "output of blocks.0", or "input of transformer.layers.1.0" where the block is no called module
-    )
+    side: Literal[
+        "input", "output"
+    ]  # where they are read: at the input or output of ``module``, which is the
+    module: str  # block itself, or what runs next where the block is no called module
+    form: Form  # the axes that the model keeps them in
     decided: str  # in words: how prefix tokens and grid were told, or why there is no grid
     suffix: int = 0  # how many of the N are no patches and come last (detection tokens of YOLOS)
     sure: bool = True  # False where prefix tokens or grid are a guess, or nothing could be told
+
+    @property
+    def read_from(self) -> str:
+        """In words: ``output of blocks.0``."""
+        return f"{self.side} of {self.module or 'the model'}"
 
     @property
     def patches(self) -> slice:

@@ -28,6 +28,8 @@ _SDPA = F.scaled_dot_product_attention
 class Watch(TorchFunctionMode):
     """Calls every function exactly as the model does, returns exactly what it returns, and looks on.
 
+    Only a recorder that asks for another map (``record`` returns one) changes the output of an attention.
+
     Own computation runs without gradient and unseen by this and any other mode; own products run outside
     autocast.
     """
@@ -50,29 +52,31 @@ class Watch(TorchFunctionMode):
             self.follower.before(func, args, kwargs)
         out = func(*args, **kwargs)
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            self._look(func, args, kwargs, out)
-        return out
+            instead = self._look(func, args, kwargs, out)
+        return out if instead is None else instead
 
-    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         recorder = self.recorder
         merge(recorder.frames.stack[-1].reads, channels_read(func, args, kwargs, out))
         recorder.grids.look(func, args, kwargs, out)
         if func is _SDPA:
-            self._sdpa(*args, out=out, **kwargs)
-        elif func is MULTI_HEAD:
-            multi_head(self.recorder, args, kwargs, out)
-        elif func is ops.reattention:
-            reattention(self.recorder, *args, out=out, **kwargs)
-        elif func in SOFTMAX:
+            return self._sdpa(*args, out=out, **kwargs)
+        if func is MULTI_HEAD:
+            return multi_head(self.recorder, args, kwargs, out)
+        if func is ops.reattention:
+            return reattention(self.recorder, *args, out=out, **kwargs)
+        if func in SOFTMAX:
             reason = self.follower.softmax(args, kwargs, out)
             if reason is not None and out.ndim >= 3:
                 self.recorder.skip(self.recorder.frames.stack[-1].name, out.shape, reason)
         elif func in MATMUL or func in EINSUM:
             if (product := self.follower.multiply(func, args, kwargs, out)) is not None:
-                self._product(product)
+                return self._product(product)
+        elif (instead := self.differences.look(func, args, out)) is not None:
+            return instead
         else:
-            self.differences.look(func, args, out)
             self.follower.follow(func, args, kwargs, out)
+        return None
 
     def _sdpa(
         self,
@@ -86,7 +90,7 @@ class Watch(TorchFunctionMode):
         enable_gqa: bool = False,
         *,
         out: Tensor,
-    ) -> None:
+    ) -> Tensor | None:
         if enable_gqa:  # as torch defines it: each key and value head serves the same number of query heads
             key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], dim=-3) for t in (key, value))
         owner = self.recorder.frames.stack[-1]
@@ -96,15 +100,15 @@ class Watch(TorchFunctionMode):
                 plain = _SDPA(query, key, value, attn_mask, 0.0, is_causal, scale=scale)
             term = Term(weakref.ref(out), plain, query, key, value, attn_mask, is_causal, scale)
             self.differences.hold(term, owner.name)
-            return
+            return None
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         rows, columns = query.shape[-2], key.shape[-2]
         site = self.recorder.site(lead, rows, columns, value)
         if site is None:
-            return
-        if not self.recorder.options.attention:
+            return None
+        if not self.recorder.wants_map(site):
             self.recorder.record_layout(site, rows, columns, value.shape[-1], "scaled_dot_product_attention")
-            return
+            return None
         how = "map @ V with scaled_dot_product_attention"
         if dropout_p > 0.0:
             out = _SDPA(query, key, value, attn_mask, 0.0, is_causal, scale=scale)
@@ -115,7 +119,7 @@ class Watch(TorchFunctionMode):
             attention, error = sdpa_map(
                 q, k, v, o, None if mask is None else site.arrange(mask), is_causal, scale
             )
-        self.recorder.record(
+        instead = self.recorder.record(
             site,
             queries=q,
             keys=k,
@@ -127,16 +131,17 @@ class Watch(TorchFunctionMode):
             head_dim=value.shape[-1],
             check=Check(site.key, error, tolerance(out), how),
         )
+        return None if instead is None else site.put(instead, v, out)
 
-    def _product(self, product: Product) -> None:
+    def _product(self, product: Product) -> Tensor | None:
         matrix, values, out, found = product.matrix, product.values, product.out, product.map
         lead = tuple(matrix.shape[:-2])
         site = self.recorder.site(lead, matrix.shape[-2], matrix.shape[-1], values)
         if site is None:
-            return
-        if not self.recorder.options.attention:
+            return None
+        if not self.recorder.wants_map(site):
             self.recorder.record_layout(site, matrix.shape[-2], matrix.shape[-1], values.shape[-1], "softmax")
-            return
+            return None
         multiplied, v, o = (site.arrange(t.detach()) for t in (matrix, values, out))
         with aside(out):
             error = relative_error(exact(multiplied) @ exact(v), o)
@@ -150,7 +155,7 @@ class Watch(TorchFunctionMode):
             attention, measured = site.arrange(found.softmax), "softmax map before dropout"
         elif found.dropped:
             measured = "softmax map after dropout"
-        self.recorder.record(
+        instead = self.recorder.record(
             site,
             queries=_arranged(site, found.queries),
             keys=_arranged(site, found.keys),
@@ -164,6 +169,7 @@ class Watch(TorchFunctionMode):
                 site.key, error, tolerance(out), "the matrix that multiplies V, times V, with the product"
             ),
         )
+        return None if instead is None else product.restore(site.put(instead, v, out))
 
 
 def _several(site: Site, softmax: Tensor) -> Tensor | None:
