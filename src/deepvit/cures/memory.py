@@ -162,7 +162,7 @@ def first_values(cure: str) -> Tensor:
     return values
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def once_a_pass(part: nn.Module, cure: str, make: Callable[[], Any]) -> Any:
     """What ``make`` returned when this part first asked in this pass; it must hold nothing of the graph.
 

@@ -36,7 +36,7 @@ def blocks_of(model: nn.Module, cure: str = "a cure") -> list[Any]:
     return list(blocks)
 
 
-def attention_of(model: nn.Module, number: int, cure: str, *kinds: type[nn.Module]) -> Any:
+def attention_of(model: nn.Module, number: int, cure: str, *kinds: type) -> Any:
     """A block's attention module, exactly of one of these classes; UserError says what it is instead."""
     attn = blocks_of(model, cure)[number].attn
     own = type(attn)

@@ -58,7 +58,7 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
         attn.qkv.register_forward_hook(part.change, prepend=True)
 
 
-def after_the_first(model: nn.Module, blocks: list[int], cure: str, *kinds: type[nn.Module]) -> list[Any]:
+def after_the_first(model: nn.Module, blocks: list[int], cure: str, *kinds: type) -> list[Any]:
     """Let these blocks know block 0's values; return the attention modules of those after block 0.
 
     Block 0 itself is left alone (it would be given its own values). Raises UserError when no other is asked
