@@ -208,7 +208,11 @@ OTHERS = {
         ("resnet", "attnscale", "ResNet cannot take attnscale: it has no transformer blocks"),
         ("swin", "layerscale", "SwinTransformer cannot take layerscale"),
         ("mixer", "attnscale", r"blocks.0 \(MixerBlock\) has no 'attn'"),
-        ("beit", "reattention", "blocks.0.attn is Attention, which cannot take reattention"),
+        (
+            "beit",
+            "reattention",
+            r"attn is timm.models.beit.Attention, which cannot .*; it needs timm.layers.attention.Attention",
+        ),
         ("eva", "attnscale", "blocks.0.attn is EvaAttention, which cannot take attnscale"),
         ("distilled", "registers", "VisionTransformerDistilled cannot take registers"),
         ("gated", "talking_heads", "scale_norm"),

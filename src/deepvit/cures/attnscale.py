@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from deepvit.cures.cure import Cure
+from deepvit.cures.masks import find_mask, mask_place, uniform_attention
+from deepvit.cures.memory import now
 from deepvit.cures.target import SOFTMAX_ATTENTION, add_part, attention_of, like, split_values
 
 
@@ -30,27 +32,37 @@ class MeanFromValues(nn.Module):
     Both as hooks, so that the attention module (and its fused kernel) stays timm's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int, head_dim: int, cure: str) -> None:
         super().__init__()
-        self.mean: Tensor | None = None
+        self.heads, self.head_dim, self.cure = heads, head_dim, cure
+        self.mask_place = -1
+
+    def listen(self, _module: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+        """Hook before attention: the mask, until its values are there."""
+        now().mask = find_mask(inputs, given, self.mask_place, self.cure)
 
     def see(self, _module: nn.Module, _inputs: Any, qkv: Tensor) -> None:
-        """Hook on ``qkv``: keep the mean value until the same forward pass uses it."""
-        self.mean = split_values(qkv)[1].mean(dim=1, keepdim=True)
+        """Hook on ``qkv``: keep the mean value until the same attention uses it."""
+        here = now()
+        here.mean = uniform_attention(split_values(qkv)[1], here.mask, self.heads)
+        here.mask = None
 
     def change(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         """Hook before ``norm``: the changed output."""
-        assert self.mean is not None
-        mean, self.mean = self.mean, None
+        here = now()
+        mean, here.mean = here.mean, None
+        assert mean is not None
         return self.combine(inputs[0], mean)
 
     def combine(self, out: Tensor, mean: Tensor) -> Tensor:
-        """Attention's output [B, N, D] and the mean value [B, 1, D] to the new output."""
+        """Attention's output [B, N, D] and the mean value [B, 1, D] (or one a token) to the new output."""
         raise NotImplementedError
 
     def attach(self, attn: Any, name: str) -> None:
         """Become a part of an attention module."""
         add_part(attn, name, self)
+        self.mask_place = mask_place(attn)
+        attn.register_forward_pre_hook(self.listen, with_kwargs=True)
         attn.qkv.register_forward_hook(self.see)
         attn.norm.register_forward_pre_hook(self.change)
 
@@ -59,13 +71,12 @@ class AttnScale(MeanFromValues):
     """``x + λ_h (x − mean V)``, λ [H] learned."""
 
     def __init__(self, heads: int, head_dim: int, **factory: Any) -> None:
-        super().__init__()
-        self.head_dim = head_dim
+        super().__init__(heads, head_dim, "attnscale")
         self.gain = nn.Parameter(torch.zeros(heads, **factory))
 
     def combine(self, out: Tensor, mean: Tensor) -> Tensor:
         """See the class."""
-        gain = self.gain.repeat_interleave(self.head_dim).to(out.dtype)
+        gain = self.gain.repeat_interleave(self.head_dim).to(out)
         return out + gain * (out - mean)
 
 

@@ -30,8 +30,7 @@ class Centre(MeanFromValues):
     gate: Tensor
 
     def __init__(self, heads: int, head_dim: int, learned: bool, **factory: Any) -> None:
-        super().__init__()
-        self.head_dim = head_dim
+        super().__init__(heads, head_dim, "centred_attention")
         if learned:
             self.gate = nn.Parameter(torch.zeros(heads, **factory))
         else:
@@ -39,7 +38,7 @@ class Centre(MeanFromValues):
 
     def combine(self, out: Tensor, mean: Tensor) -> Tensor:
         """See the class."""
-        return out - self.gate.repeat_interleave(self.head_dim).to(out.dtype) * mean
+        return out - self.gate.repeat_interleave(self.head_dim).to(out) * mean
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepvit.cures.cure import Cure
+from deepvit.cures.masks import find_mask, mask_place, valid_tokens
 from deepvit.cures.target import add_part, blocks_of, like
 from deepvit.errors import UserError
 
@@ -32,18 +33,22 @@ class ContraNorm(nn.Module):
 
     def __init__(self, learned: bool, strength: float, **factory: Any) -> None:
         super().__init__()
+        self.mask_place = -1
         if learned:
             self.strength = nn.Parameter(torch.zeros((), **factory))
         else:
             self.register_buffer("strength", torch.full((), strength, **factory))
 
-    def change(self, _module: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
-        """Hook after attention."""
+    def change(self, _module: nn.Module, inputs: Any, given: dict[str, Any], tokens: Tensor) -> Tensor:
+        """Hook after attention; padding is like nothing."""
+        mask = find_mask(inputs, given, self.mask_place, "contranorm")
         unit = F.normalize(tokens.float(), dim=-1)
         # Cosines lie within ±1, so the exponentials need no maximum taken off first.
         weight = torch.exp(unit @ unit.transpose(-2, -1))
+        if mask is not None:
+            weight = weight * valid_tokens(mask, weight).mT
         mean = (weight @ tokens.to(weight.dtype)) / weight.sum(dim=-1, keepdim=True)
-        return (tokens - self.strength * mean).to(tokens.dtype)
+        return (tokens - self.strength.to(mean.device) * mean).to(tokens.dtype)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
         block = found[number]
         part = ContraNorm(options.init == "identity", options.strength, **like(block))
         add_part(block, "contra_norm", part)
-        block.attn.register_forward_hook(part.change)
+        part.mask_place = mask_place(block.attn)
+        block.attn.register_forward_hook(part.change, with_kwargs=True)
 
 
 CURE = Cure(

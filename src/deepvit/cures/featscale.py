@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deepvit.cures.cure import Cure
+from deepvit.cures.masks import find_mask, mask_place, token_mean
 from deepvit.cures.target import add_part, blocks_of, like
 
 
@@ -26,13 +27,14 @@ class FeatScale(nn.Module):
 
     def __init__(self, dim: int, **factory: Any) -> None:
         super().__init__()
+        self.mask_place = -1
         self.mean_gain = nn.Parameter(torch.zeros(dim, **factory))
         self.rest_gain = nn.Parameter(torch.zeros(dim, **factory))
 
-    def change(self, _module: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
-        """Hook after the block."""
-        mean = tokens.mean(dim=1, keepdim=True)
-        s, t = self.mean_gain.to(tokens.dtype), self.rest_gain.to(tokens.dtype)
+    def change(self, _module: nn.Module, inputs: Any, given: dict[str, Any], tokens: Tensor) -> Tensor:
+        """Hook after the block; padding is not part of the mean."""
+        mean = token_mean(tokens, find_mask(inputs, given, self.mask_place, "featscale"))
+        s, t = self.mean_gain.to(tokens), self.rest_gain.to(tokens)
         return tokens + s * mean + t * (tokens - mean)
 
 
@@ -48,7 +50,9 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
         block = found[number]
         part = FeatScale(int(block.attn.proj.out_features), **like(block))
         add_part(block, "feat_scale", part)
-        block.register_forward_hook(part.change)
+        part.mask_place = mask_place(block)
+        # Before what follows the tokens from block to block, which must see the block's last word.
+        block.register_forward_hook(part.change, with_kwargs=True, prepend=True)
 
 
 CURE = Cure(

@@ -22,10 +22,9 @@ from timm.layers import Attention, AttentionRope
 from torch import Tensor, nn
 
 from deepvit.cures.cure import Cure
-from deepvit.cures.first_values import FirstValues, attach
-from deepvit.cures.reattention import GatedReAttention
-from deepvit.cures.talking_heads import TalkingHeads
-from deepvit.cures.target import add_part, like, split_values
+from deepvit.cures.memory import first_values, now, remembers
+from deepvit.cures.target import KeepsPlaces, add_part, like, split_values
+from deepvit.cures.value_residual import after_the_first
 from deepvit.errors import UserError
 from deepvit.layers import ReAttention
 
@@ -35,24 +34,25 @@ class NeuTRENO(nn.Module):
 
     strength: Tensor
 
-    def __init__(self, first: FirstValues, learned: bool, strength: float, **factory: Any) -> None:
+    def __init__(self, learned: bool, strength: float, **factory: Any) -> None:
         super().__init__()
-        self.first = first
-        self.pull: Tensor | None = None
         if learned:
             self.strength = nn.Parameter(torch.zeros((), **factory))
         else:
             self.register_buffer("strength", torch.full((), strength, **factory))
 
+    @remembers
     def see(self, _module: nn.Module, _inputs: Any, qkv: Tensor) -> None:
         """Hook on ``qkv``: how far this block's values are from the first block's."""
-        self.pull = self.first.get() - split_values(qkv)[1]
+        now().pull = first_values("neutreno") - split_values(qkv)[1]
 
+    @remembers
     def change(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         """Hook before ``norm``: the changed output."""
-        assert self.pull is not None
-        pull, self.pull = self.pull, None
-        return inputs[0] + self.strength.to(pull.dtype) * pull
+        here = now()
+        pull, here.pull = here.pull, None
+        assert pull is not None
+        return inputs[0] + self.strength.to(pull) * pull
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
     """Put it into these blocks after the first; raises UserError where values cannot be reached."""
     if options.strength != 0.6 and options.init == "identity":
         raise UserError("neutreno: strength is the fixed λ of init='paper'; init='identity' learns it from 0")
-    kinds = (Attention, AttentionRope, ReAttention, GatedReAttention, TalkingHeads)
-    holder, found = attach(model, blocks, "neutreno", *kinds)
-    for attn in found:
-        part = NeuTRENO(holder, options.init == "identity", options.strength, **like(attn))
+    for attn in after_the_first(
+        model, blocks, "neutreno", Attention, AttentionRope, ReAttention, KeepsPlaces
+    ):
+        part = NeuTRENO(options.init == "identity", options.strength, **like(attn))
         add_part(attn, "neutreno", part)
         attn.qkv.register_forward_hook(part.see)
         attn.norm.register_forward_pre_hook(part.change)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from deepvit.cures.cure import Cure
@@ -104,6 +105,8 @@ def reapply(model: nn.Module, record: Iterable[Mapping[str, Any]]) -> nn.Module:
 
 
 def _put(model: nn.Module, steps: list[tuple[Cure, list[int], Any]]) -> None:
+    # Otherwise blocks that are compiled one by one share a graph whether they have a cure's hooks or not.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     if len(steps) > 1:
         # Rehearse on a copy without weights: a refusal of the second cure must not leave the first one in.
         rehearsal = _without_weights(model)

@@ -25,13 +25,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepvit import ops
 from deepvit.cures.cure import Cure
-from deepvit.cures.target import attention_of, blocks_of, like
+from deepvit.cures.target import KeepsPlaces, attention_of, blocks_of, like
 from deepvit.errors import UserError
 from deepvit.layers import ReAttention
 from deepvit.losses.attention_inputs import head_mix
 
 
-class GatedReAttention(ReAttention):
+class GatedReAttention(KeepsPlaces, ReAttention):
     """Attention plus gated re-attention: ``Y_h = P_h + g_h·Norm(Θ P)_h``, [B, N, dim] to [B, N, dim].
 
     State names are ``ReAttention``'s plus ``mix_gate`` [H]. In evaluation the norm is a scale and a shift, so

@@ -15,6 +15,7 @@ Helps: maps that are too sharp, training that diverges. Does not help uniform ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deepvit.cures.cure import Cure
+from deepvit.cures.memory import follow, now, once_a_pass
 from deepvit.cures.target import blocks_of
 from deepvit.errors import UserError
+from deepvit.losses.precision import full
 
 
 class SigmaReparam(nn.Module):
@@ -44,6 +47,7 @@ class SigmaReparam(nn.Module):
             u = F.normalize(matrix @ v, dim=0)
             sigma = torch.dot(u, matrix @ v)
             u, v = u.float(), v.float()
+        self.moved: tuple[Tensor, Tensor] | None = None
         self.register_buffer("u", u)
         self.register_buffer("v", v)
         self.gain = nn.Parameter(
@@ -58,23 +62,53 @@ class SigmaReparam(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer uses."""
-        # In float32, whatever autocast says: σ to three digits would move the function by as much.
+        # In float32 at least, whatever autocast says and whatever the model was cast to since: σ to three digits
+        # would move the function by as much.
         device = weight.device.type
         with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
-            matrix = weight.float()
-            if self.training:
-                with torch.no_grad():
-                    u, v = self.step(matrix, self.v)
-                    self.u.copy_(u)
-                    self.v.copy_(v)
-                # The graph keeps what this pass used; the next pass of the same step writes to the buffers
-                # again.
-                u, v = self.u.clone(), self.v.clone()
+            matrix = full(weight)
+            if self.moved is not None:
+                u, v = self.moved
+            elif self.training:
+                u, v = once_a_pass(self, "sigma_reparam", lambda: self.move(matrix))
             else:
-                u, v = self.u, self.v
+                u, v = self.vectors(matrix)
             sigma = torch.dot(u, torch.mv(matrix, v))
-            floor = torch.finfo(torch.float32).tiny
-            return (matrix * (self.gain.float() / sigma.clamp_min(floor))).to(weight.dtype)
+            floor = torch.finfo(matrix.dtype).tiny
+            return (matrix * (self.gain.to(matrix.dtype) / sigma.clamp_min(floor))).to(weight.dtype)
+
+    def vectors(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """u and v as the buffers hold them, unit vectors also where these were rounded to half precision."""
+        u, v = self.u.to(matrix.dtype), self.v.to(matrix.dtype)
+        return (u, v) if self.u.dtype == matrix.dtype else (F.normalize(u, dim=0), F.normalize(v, dim=0))
+
+    @torch.no_grad()
+    def move(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the buffers, and what it came to: the graph keeps that, as the next pass moves them on."""
+        u, v = self.step(matrix, self.v.to(matrix.dtype))
+        self.u.copy_(u)
+        self.v.copy_(v)
+        return u, v
+
+
+def move_all(model: nn.Module, _inputs: Any) -> None:
+    """Hook before a network: where it is compiled as a whole, all parts move here, outside of what gradient
+    checkpointing computes again."""
+    if now().whole:
+        for part, weight in _parts(model):
+            part.moved = part.move(full(weight)) if part.training else None
+
+
+def moved_all(model: nn.Module, _inputs: Any, _output: Any) -> None:
+    """Hook after a network: nothing of the graph is kept."""
+    if torch.compiler.is_compiling():
+        for part, _ in _parts(model):
+            part.moved = None
+
+
+def _parts(model: nn.Module) -> list[tuple[SigmaReparam, Tensor]]:
+    lists = [m for m in model.modules() if isinstance(m, parametrize.ParametrizationList)]
+    return [(places[0], places.original) for places in lists if isinstance(places[0], SigmaReparam)]
 
 
 @dataclass(frozen=True)
@@ -105,6 +139,10 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
                 f"blocks.{number} has a reparametrized weight already; sigma_reparam cannot be added"
             )
         found += layers
+    follow(model, "sigma_reparam")
+    if not any(hook is move_all for hook in model._forward_pre_hooks.values()):
+        model.register_forward_pre_hook(move_all)
+        model.register_forward_hook(moved_all)
     for layer in found:
         part = SigmaReparam(layer.weight, options.init == "identity").train(layer.training)
         parametrize.register_parametrization(layer, "weight", part)

@@ -21,11 +21,11 @@ from timm.models.cait import TalkingHeadAttn
 from torch import Tensor, nn
 
 from deepvit.cures.cure import Cure
-from deepvit.cures.target import blocks_of, like, plain_attention
+from deepvit.cures.target import KeepsPlaces, blocks_of, like, plain_attention
 from deepvit.errors import UserError
 
 
-class TalkingHeads(TalkingHeadAttn):  # type: ignore[misc]
+class TalkingHeads(KeepsPlaces, TalkingHeadAttn):  # type: ignore[misc]
     """timm's layer in the place of timm's ``Attention``: takes over its projections, norms and dropout."""
 
     def __init__(self, source: Any, identity: bool) -> None:

@@ -11,6 +11,15 @@ from deepvit.errors import UserError
 from deepvit.layers import ReAttention
 
 
+class KeepsPlaces:
+    """Mark of a cure's own attention that keeps timm's places: values are the last third of what ``qkv`` returns,
+    and the output passes through ``norm`` before ``proj``. Cures that work on values can follow it in a block."""
+
+
+def _called(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__name__}"
+
+
 def blocks_of(model: nn.Module, cure: str = "a cure") -> list[Any]:
     """The model's transformer blocks in order; raises UserError when it has none under ``blocks``."""
     blocks = getattr(model, "blocks", None)
@@ -27,13 +36,18 @@ def blocks_of(model: nn.Module, cure: str = "a cure") -> list[Any]:
     return list(blocks)
 
 
-def attention_of(model: nn.Module, number: int, cure: str, *kinds: type[nn.Module]) -> Any:
+def attention_of(model: nn.Module, number: int, cure: str, *kinds: type) -> Any:
     """A block's attention module, exactly of one of these classes; UserError says what it is instead."""
     attn = blocks_of(model, cure)[number].attn
-    if type(attn) not in kinds:
-        names = " or ".join(sorted({kind.__name__ for kind in kinds}))
+    own = type(attn)
+    if own not in kinds and not (KeepsPlaces in kinds and isinstance(attn, KeepsPlaces)):
+        # Of two classes of one name (BEiT has an Attention of its own) the name says nothing.
+        same = own.__name__ in {kind.__name__ for kind in kinds}
+        known = [kind for kind in kinds if kind is not KeepsPlaces]
+        names = " or ".join(sorted({_called(kind) if same else kind.__name__ for kind in known}))
         raise UserError(
-            f"blocks.{number}.attn is {type(attn).__name__}, which cannot take {cure}; it needs {names}"
+            f"blocks.{number}.attn is {_called(own) if same else own.__name__}, which cannot take {cure}; "
+            f"it needs {names}"
         )
     if isinstance(attn, AttentionRope) and attn.qkv is None:
         raise UserError(f"blocks.{number}.attn projects q, k and v separately, which cannot take {cure}")
@@ -55,7 +69,7 @@ def plain_attention(model: nn.Module, number: int, cure: str) -> Any:
 SOFTMAX_ATTENTION = (Attention, AttentionRope)
 """Attention whose rows sum to 1 and whose output passes through a module called ``norm``."""
 
-VALUE_ATTENTION = (Attention, AttentionRope, ReAttention, DiffAttention)
+VALUE_ATTENTION = (Attention, AttentionRope, ReAttention, DiffAttention, KeepsPlaces)
 """Attention whose values are the last third of what ``qkv`` returns."""
 
 

@@ -19,25 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from deepvit.cures.cure import Cure
-from deepvit.cures.first_values import FirstValues, attach
-from deepvit.cures.reattention import GatedReAttention
-from deepvit.cures.talking_heads import TalkingHeads
-from deepvit.cures.target import VALUE_ATTENTION, add_part, like, split_values
+from deepvit.cures.memory import first_values, follow, keep_values, remembers
+from deepvit.cures.target import VALUE_ATTENTION, add_part, attention_of, like, split_values
+from deepvit.errors import UserError
 
 
 class ValueResidual(nn.Module):
     """Blends values [B, N, D] inside what ``qkv`` returns; ``blend`` is (λ₁, λ₂)."""
 
-    def __init__(self, first: FirstValues, start: tuple[float, float], **factory: Any) -> None:
+    def __init__(self, start: tuple[float, float], **factory: Any) -> None:
         super().__init__()
-        self.first = first
         self.blend = nn.Parameter(torch.tensor(start, **factory))
 
+    @remembers
     def change(self, _module: nn.Module, _inputs: Any, qkv: Tensor) -> Tensor:
         """Hook on ``qkv``."""
         queries_keys, values = split_values(qkv)
-        from_first, own = self.blend.to(qkv.dtype).unbind()
-        return torch.cat((queries_keys, from_first * self.first.get() + own * values), dim=-1)
+        from_first, own = self.blend.to(qkv).unbind()
+        blended = from_first * first_values("value_residual") + own * values
+        return torch.cat((queries_keys, blended), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,28 @@ class Options:
 def put(model: nn.Module, blocks: list[int], options: Options) -> None:
     """Put it into these blocks after the first; raises UserError where values cannot be reached."""
     start = (0.0, 1.0) if options.init == "identity" else (0.5, 0.5)
-    kinds = (*VALUE_ATTENTION, GatedReAttention, TalkingHeads)
-    holder, found = attach(model, blocks, "value_residual", *kinds)
-    for attn in found:
-        part = ValueResidual(holder, start, **like(attn))
+    for attn in after_the_first(model, blocks, "value_residual", *VALUE_ATTENTION):
+        part = ValueResidual(start, **like(attn))
         add_part(attn, "value_residual", part)
-        attn.qkv.register_forward_hook(part.change)
+        # Before what reads the values: they are to be the blended ones.
+        attn.qkv.register_forward_hook(part.change, prepend=True)
+
+
+def after_the_first(model: nn.Module, blocks: list[int], cure: str, *kinds: type) -> list[Any]:
+    """Let these blocks know block 0's values; return the attention modules of those after block 0.
+
+    Block 0 itself is left alone (it would be given its own values). Raises UserError when no other is asked
+    for, or when a block's attention is of another class.
+    """
+    later = [number for number in blocks if number > 0]
+    if not later:
+        raise UserError(f"{cure} hands block 0's values to later blocks; blocks={blocks} names none")
+    first = attention_of(model, 0, cure, *kinds)
+    found = [attention_of(model, number, cure, *kinds) for number in later]
+    follow(model, cure)
+    if not any(hook is keep_values for hook in first.qkv._forward_hooks.values()):
+        first.qkv.register_forward_hook(keep_values)
+    return found
 
 
 CURE = Cure(

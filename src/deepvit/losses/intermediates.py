@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
@@ -184,6 +185,8 @@ def listen(
     The hooks stay on the model, since ``torch.compile`` does not see hooks that come after its first trace;
     the switch is what a compiled model is guarded on. A deep copy of the model gets a switch of its own.
     """
+    # Otherwise blocks that are compiled one by one share a graph whether they are listened to or not.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     switch = Switch()
     places = [("outputs", name, name) for name in sorted(outputs)]
     places += [("queries", name, f"{name}.q_norm") for name in attention]
