@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from deepvit.commands.compare import compare, show
 from report.example import example_measurements
 
+from deepvit.commands.compare import compare, show
 from deepvit.errors import UserError
 from deepvit.report import write_report
 
