@@ -164,14 +164,14 @@ def test_any_other_norm_is_refused_by_name(norm, name, training):
 def test_a_norm_in_a_layer_without_one_is_refused():
     layer = ReAttention(HEADS * WIDTH, HEADS, norm="none")
     layer.var_norm = nn.BatchNorm2d(HEADS)
-    with pytest.raises(UserError, match="var_norm is BatchNorm2d.*norm='none'"):
+    with pytest.raises(UserError, match=r"var_norm is BatchNorm2d.*norm='none'"):
         layer(torch.randn(2, TOKENS, HEADS * WIDTH))
 
 
 def test_a_container_for_theta_that_computes_something_else_is_refused():
     layer = ReAttention(HEADS * WIDTH, HEADS)
     layer.reatten_matrix = nn.Sequential(layer.reatten_matrix)
-    with pytest.raises(UserError, match="reatten_matrix is Sequential.*Conv2d"):
+    with pytest.raises(UserError, match=r"reatten_matrix is Sequential.*Conv2d"):
         layer(torch.randn(2, TOKENS, HEADS * WIDTH))
 
 
@@ -188,7 +188,9 @@ def test_plainly_is_what_torch_computes():
     layer = ReAttention(HEADS * WIDTH, HEADS).double().eval()
     varied(layer.var_norm.double())
     x = torch.randn(1, TOKENS, HEADS * WIDTH).double()
-    q, k, v = (F.linear(x, w, b) for w, b in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True))
+    q, k, v = (
+        F.linear(x, w, b) for w, b in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
+    )
     maps = [
         torch.softmax(q[0, :, part] @ k[0, :, part].T / WIDTH**0.5, -1)
         for part in (slice(h * WIDTH, (h + 1) * WIDTH) for h in range(HEADS))

@@ -46,7 +46,9 @@ def normalised_by_batch(
     ``maps`` are ``centred_maps``, ``theta`` [H, H, 1, 1] is a convolution's, all others are [H].
     """
     theta, theta_bias = theta.to(maps.dtype), theta_bias.to(maps.dtype)
-    offset = (theta_bias + theta.sum((1, 2, 3)) / maps.size(-1)).detach()  # what centring took from each mixed map
+    offset = (
+        theta_bias + theta.sum((1, 2, 3)) / maps.size(-1)
+    ).detach()  # what centring took from each mixed map
     mean = running_mean
     var = running_var
     if mean is not None and var is not None:

@@ -24,7 +24,9 @@ def check_norm(norm: nn.Module, mode: str) -> None:
     name = type(norm).__name__
     if mode == "none":
         if not isinstance(norm, nn.Identity):
-            raise UserError(f"ReAttention's var_norm is {name} in a layer made with norm='none'; leave it Identity")
+            raise UserError(
+                f"ReAttention's var_norm is {name} in a layer made with norm='none'; leave it Identity"
+            )
     elif not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)) or (
         type(norm).forward not in _FORWARDS
     ):
@@ -55,7 +57,7 @@ def norm_arguments(norm: nn.Module, mode: str, x: Tensor | None = None) -> dict[
     check_norm(norm, mode)
     if mode == "none":
         return {}
-    known = {
+    known: dict[str, Any] = {
         "norm_weight": norm.weight,
         "norm_bias": norm.bias,
         "running_mean": norm.running_mean,
