@@ -119,16 +119,126 @@ def test_it_is_compiled_once_and_kept(fresh, monkeypatch):
     assert [path.suffix for path in (fresh / "deepvit").iterdir()] == [".so"]
 
 
-def test_a_kept_file_that_does_not_load_is_taken_away(fresh, monkeypatch):
+def kept_in(folder):
+    """The library's file in another cache folder, as a run before would have left it there, and who may write it."""
     build.library()
-    (kept,) = (fresh / "deepvit").iterdir()
-    cut = fresh / "other" / "deepvit" / kept.name  # another path: the loader knows the first one already
-    cut.parent.mkdir(parents=True)
-    cut.write_bytes(b"")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "other"))
+    (kept,) = (folder / "deepvit").iterdir()
+    other = folder / "other" / "deepvit" / kept.name  # another path: the loader knows the first one already
+    other.parent.mkdir(parents=True, mode=0o700)
+    shutil.copy2(kept, other)
     build._library.cache_clear()
-    assert not isinstance(build.library(), str)
-    assert not cut.exists()
+    return other
+
+
+def again(compiled, caplog, monkeypatch, cache):
+    """Load with the folder of ``cache``: the library works, was compiled again or not, and what was said."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    runs, run_compiler = [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: (runs.append(a), run_compiler(*a, **k))[1])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = build.library()
+    assert found.deepvit_scratch(3, 5, 8, 24, 0) > 0
+    assert bool(runs) == compiled
+    assert len(caplog.records) == compiled  # once, and not at every call
+    return caplog.text
+
+
+def test_a_kept_library_is_loaded(fresh, monkeypatch, caplog):
+    kept = kept_in(fresh)
+    assert kept.stat().st_mode & 0o077 == 0
+    again(False, caplog, monkeypatch, fresh / "other")
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "last byte", "bit", "as compiled"])
+def test_a_damaged_library_is_compiled_again_and_never_loaded(damage, fresh, monkeypatch, caplog):
+    """A file cut short ends the process when it is loaded (SIGBUS), so that it must not be tried."""
+    kept = kept_in(fresh)
+    data = bytearray(kept.read_bytes())
+    flipped = data.copy()
+    flipped[len(data) // 2] ^= 4
+    kept.write_bytes(
+        {
+            "empty": b"",
+            "half": data[: len(data) // 2],
+            "last byte": data[:-1],
+            "bit": flipped,
+            "as compiled": data[:-32],
+        }[damage]
+    )
+    loaded, load = [], build._load
+    monkeypatch.setattr(build, "_load", lambda path: (loaded.append(path), load(path))[1])
+    assert "is damaged" in again(True, caplog, monkeypatch, fresh / "other")
+    assert kept not in loaded
+    assert kept.read_bytes() == data  # a good one is in its place
+    build._library.cache_clear()
+    again(False, caplog, monkeypatch, fresh / "other")
+
+
+@pytest.mark.parametrize("which", ["file", "folder"])
+def test_a_library_of_another_user_is_not_loaded(which, fresh, monkeypatch, caplog):
+    kept = kept_in(fresh)
+    foreign, stat = kept if which == "file" else kept.parent, build.os.stat
+
+    def of_another(path, **options):
+        found = list(stat(path, **options))
+        if build.Path(path) == foreign:
+            found[4] += 1
+        return build.os.stat_result(found)
+
+    monkeypatch.setattr(build.os, "stat", of_another)
+    monkeypatch.setattr(build, "_load", lambda path, load=build._load: (check(path != kept), load(path))[1])
+    assert f"{foreign} belongs to another user" in again(True, caplog, monkeypatch, fresh / "other")
+
+
+def check(fact):
+    assert fact
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+@pytest.mark.parametrize("which", ["file", "folder"])
+def test_a_library_that_others_may_write_is_not_loaded(which, mode, fresh, monkeypatch, caplog):
+    kept = kept_in(fresh)
+    before = kept.stat().st_ino
+    (kept if which == "file" else kept.parent).chmod(mode)
+    monkeypatch.setattr(build, "_load", lambda path, load=build._load: (check(path != kept), load(path))[1])
+    assert "can be written by other users; chmod go-w" in again(True, caplog, monkeypatch, fresh / "other")
+    assert (kept.stat().st_ino == before) == (which == "folder")  # nothing is put into such a folder
+    if which == "file":
+        assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_library_without_the_sweeps_is_compiled_again(fresh, monkeypatch, caplog):
+    kept = kept_in(fresh)
+    source = fresh / "other.cpp"
+    source.write_text('extern "C" int deepvit_other() { return 0; }')
+    made = fresh / "other.so"
+    subprocess.run([COMPILERS[0], "-shared", "-fPIC", str(source), "-o", str(made)], check=True)
+    kept.unlink()
+    assert build._keep(kept, made.read_bytes())
+    assert "does not load" in again(True, caplog, monkeypatch, fresh / "other")
+
+
+def test_a_compiler_that_makes_another_library_is_named(fresh, monkeypatch, caplog):
+    source = fresh / "other.cpp"
+    source.write_text("")
+    compiler = fresh / "strange"
+    compiler.write_text(
+        f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n{COMPILERS[0]} -shared -fPIC {source} -o "$2"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with caplog.at_level(logging.WARNING):
+        refused("strange made no library that loads \\(.*undefined symbol: deepvit_scratch\\)")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("command", ["false", "true"])
+def test_a_command_that_compiles_nothing_is_named(command, fresh, monkeypatch):
+    monkeypatch.setenv("CXX", command)
+    refused(f"{command} made no library that loads")
+    assert not list((fresh / "deepvit").glob("*"))
 
 
 def test_a_home_that_cannot_be_written_does_not_stop_it(fresh, monkeypatch):
@@ -173,7 +283,7 @@ def test_a_compiler_that_fails_is_named_with_its_words(fresh, monkeypatch, caplo
     with caplog.at_level(logging.WARNING):
         refused("broken made no library that loads \\(fatal error: no headers\\)")
     assert [record.levelname for record in caplog.records] == ["WARNING"]  # and not at every call
-    assert not list((fresh / "deepvit").iterdir())
+    assert not list((fresh / "deepvit").glob("*"))
 
 
 def test_a_compiler_that_does_not_exist_is_named(fresh, monkeypatch):

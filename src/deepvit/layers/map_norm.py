@@ -57,7 +57,7 @@ def norm_arguments(norm: nn.Module, mode: str, x: Tensor | None = None) -> dict[
     check_norm(norm, mode)
     if mode == "none":
         return {}
-    known = {
+    known: dict[str, Any] = {
         "norm_weight": norm.weight,
         "norm_bias": norm.bias,
         "running_mean": norm.running_mean,

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
+from torch.jit._trace import is_tracing
 
 from ..errors import UserError
 from ..ops import BACKENDS, NORMS, reattention
@@ -54,6 +56,9 @@ class ReAttention(nn.Module):
     Raises:
         UserError: options that do not fit.
     """
+
+    if TYPE_CHECKING:  # TorchScript would read it
+        var_norm: Any
 
     def __init__(
         self,
@@ -118,11 +123,11 @@ class ReAttention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x [B, N, dim] -> [B, N, dim_out]; masks are refused: batch norm over maps has no masked form."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             return self._in_torchscript(x, attn_mask, is_causal)
         else:  # TorchScript does not read this branch
             _refuse_masks(x, attn_mask, is_causal)
-            if torch.jit.is_tracing():  # sees PyTorch's own operations only
+            if is_tracing():  # sees PyTorch's own operations only
                 return self._in_torchscript(x, None, False)
             return self._by_operator(x)
 
@@ -161,9 +166,11 @@ class ReAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         maps = centred_maps(q, k, self.scale, self.attn_drop.p if self.attn_drop.training else 0.0)
-        weight, bias = self.reatten_matrix.weight, self.reatten_matrix.bias
+        theta, bias = self.reatten_matrix.weight, self.reatten_matrix.bias
         assert bias is not None
-        if hasattr(self.var_norm, "momentum"):  # a batch norm
+        if hasattr(
+            self.var_norm, "momentum"
+        ):  # a batch norm; TorchScript reads the branch that is taken, no other
             norm = self.var_norm
             if norm.training or norm.running_mean is None:
                 momentum, mean, var = 0.0, norm.running_mean, norm.running_var
@@ -177,35 +184,28 @@ class ReAttention(nn.Module):
                     if norm.momentum is None:
                         momentum = 1.0 / float(counted)
                 y = normalised_by_batch(
-                    maps,
-                    v,
-                    weight,
-                    bias,
-                    norm.weight,
-                    norm.bias,
-                    mean,
-                    var,
-                    momentum,
-                    norm.eps,
-                    self.output_scale,
-                )
-            else:
-                y = normalised_by_running(
-                    maps, v, weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps,
-                    self.output_scale,
+                    maps, v, theta, bias, norm.weight, norm.bias, mean, var, momentum, norm.eps, self.output_scale
                 )  # fmt: skip
+            else:
+                y = self._by_running_statistics(maps, v)
         elif hasattr(self.var_norm, "running_mean"):  # a frozen one
-            norm = self.var_norm
-            y = normalised_by_running(
-                maps, v, weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps,
-                self.output_scale,
-            )  # fmt: skip
+            y = self._by_running_statistics(maps, v)
         else:
-            y = normalised_by_running(maps, v, weight, bias, None, None, None, None, 0.0, self.output_scale)
+            y = normalised_by_running(maps, v, theta, bias, None, None, None, None, 0.0, self.output_scale)
         y = self.norm(y.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(y))
+        result: Tensor = self.proj_drop(self.proj(y))
+        return result
+
+    def _by_running_statistics(self, maps: Tensor, v: Tensor) -> Tensor:
+        norm = self.var_norm  # by itself: TorchScript makes a value of what stands in a tuple
+        theta, bias = self.reatten_matrix.weight, self.reatten_matrix.bias
+        assert bias is not None
+        return normalised_by_running(
+            maps, v, theta, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps,
+            self.output_scale,
+        )  # fmt: skip
 
     def __prepare_scriptable__(self) -> ReAttention:
         """What ``torch.jit.script`` asks of a module before it reads it: what cannot be scripted is refused here."""

@@ -36,7 +36,9 @@ class ResidualScaleBlock(Block):  # type: ignore[misc]
             x = x + self.drop_path1(
                 self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
             )
-            return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        attended = self.attn(self.norm1(r * x), attn_mask=attn_mask, is_causal=is_causal)
-        x = x + self.drop_path1(self.ls1(attended)) / r
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(r * x)))) / r
+            x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        else:
+            attended = self.attn(self.norm1(r * x), attn_mask=attn_mask, is_causal=is_causal)
+            x = x + self.drop_path1(self.ls1(attended)) / r
+            x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(r * x)))) / r
+        return x

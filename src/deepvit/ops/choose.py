@@ -35,6 +35,8 @@ def choose_backend(q: Tensor, dropout_p: float = 0.0, backend: str = "auto") -> 
         raise UserError(
             f"backend={backend!r} is not a Re-attention backend; choose auto, {', '.join(BACKENDS)}"
         )
+    if q.device.type == "meta" or q.numel() == 0:
+        return "streaming"  # nothing is computed, and what comes of it is the same with all
     reason: str | None = backend_module(backend).why_not(q, dropout_p)
     if reason is not None:
         raise UserError(f"backend={backend!r} cannot run here: {reason}")

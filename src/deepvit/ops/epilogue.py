@@ -27,6 +27,7 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     theta = theta.to(exact)
     batch, heads, tokens, width = q.shape
+    per_row = tokens or 1  # of no token: any number, for a mean that nothing is made with
     u_BH1D = v.sum(dim=2, keepdim=True, dtype=exact)
     row_sum = theta.sum(dim=1)
     bias = theta.new_zeros(heads) if options.theta_bias is None else options.theta_bias.to(exact)
@@ -36,7 +37,7 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
 
     if not options.of_batch:
         # Scale and shift are known beforehand: the scale goes into theta, and no statistics are taken.
-        mean = bias + row_sum / tokens  # what centring took away from each mixed map
+        mean = bias + row_sum / per_row  # what centring took away from each mixed map
         if options.norm == "none":
             gain = theta.new_full((heads,), output_scale)
             shift = gain * mean
@@ -63,7 +64,7 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
         var_H = var_H - offset_H.square()
     if running_mean is not None and running_var is not None and not empty:
         with torch.no_grad():
-            mean_H = bias + row_sum / tokens + (0.0 if offset_H is None else offset_H)
+            mean_H = bias + row_sum / per_row + (0.0 if offset_H is None else offset_H)
             running_mean.lerp_(mean_H.to(running_mean.dtype), options.momentum)
             # torch's batch norm keeps the unbiased variance, and normalises by the biased one
             running_var.lerp_((var_H * (count / (count - 1))).to(running_var.dtype), options.momentum)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -117,11 +119,12 @@ def reattention(
                 "batch statistics of one image with one token do not exist; use more images, or norm='none'"
             )
     device = q.device.type
-    if torch.is_autocast_enabled(device):
+    autocast = device != "meta"  # which knows none
+    if autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
     name = choose_backend(q, options.dropout, backend)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
         if name == "reference":
             return reference.reattention(q, k, v, theta, options)
         return run_core(backend_module(name).core, q, k, v, theta, options)

@@ -37,6 +37,8 @@ def sweep_forward(
     """(o, c, e) of ``core.py``; c and e in the [H] form: sums of squares and of entries of the mixed maps."""
     _, heads, tokens, width = q.shape
     o = token_major(q, theta.dtype)
+    if o.numel() == 0:
+        return o, theta.new_zeros(heads), theta.new_zeros(heads)
     dropout = _Dropout(seed, dropout_p)
     # Either gives the same o. Statistics need the maps centred; centring v as well takes away what the entries of
     # a row have in common of their rounding. Maps smaller than v are cheaper to centre.
@@ -95,6 +97,8 @@ def sweep_backward(
     """
     tokens = q.shape[2]
     dq, dk, dv = (token_major(x) for x in (q, k, v))
+    if q.numel() == 0:
+        return dq, dk, dv, torch.zeros_like(theta)
     twice_H1 = 2 * dsquares[:, None]
     dropout = _Dropout(seed, dropout_p)
 

@@ -7,7 +7,6 @@ forbids it all.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -24,9 +23,10 @@ from pathlib import Path
 import torch
 
 from ...errors import UserError
-from ...files import atomic_path
+from ...files import write_atomic
 
 SWITCH = "DEEPVIT_NATIVE"
+_DIGEST = hashlib.sha256().digest_size
 SOURCES = ("tiles.h", "maps.h", "tensors.h", "sweeps.cpp")
 FLAGS = (
     "-std=c++17",
@@ -85,7 +85,7 @@ def _library(capability: str) -> ctypes.CDLL | str:
         return "it needs a C++ compiler (c++, g++ or clang++ on the PATH, or named by CXX)"
     try:
         return build(command, capability)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or str(error)
         if isinstance(output, bytes):  # of a compiler that ran out of time
             output = output.decode(errors="replace")
@@ -100,6 +100,7 @@ def build(command: list[str], capability: str) -> ctypes.CDLL:
 
     Raises:
         OSError: the compiler or the library cannot be run or loaded.
+        AttributeError: the library that was made has not the sweeps in it.
         subprocess.SubprocessError: the compiler failed; its words are in ``stderr``.
     """
     here = Path(__file__).parent
@@ -120,17 +121,69 @@ def build(command: list[str], capability: str) -> ctypes.CDLL:
         )
 
     kept = _cache() / name
+    refused = _why_not_loaded(kept)
+    if refused is None:
+        try:
+            return _load(kept)
+        except (OSError, AttributeError) as error:  # a place that nothing runs from, or another library
+            refused = f"{kept} does not load ({error})"
+    if refused:
+        logger.warning("the native backend is compiled again: %s", refused)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / name
+        compile_to(made)
+        written = _keep(kept, made.read_bytes())
+        try:
+            return _load(
+                made
+            )  # and not from ``kept``, under whose name the loader may hold what was there before
+        except OSError:
+            if not written:
+                raise
+            return _load(kept)
+
+
+def _why_not_loaded(kept: Path) -> str | None:
+    """Why ``kept`` must not be loaded: "" where it is not there, None where it may be.
+
+    Loading runs what is in the file, and a file cut short ends the process. So the file and its folder must be this
+    user's, writable by nobody else, and the file must end with the digest of what comes before.
+    """
     try:
-        if not kept.exists():
-            with atomic_path(kept) as path:
-                compile_to(path)
-        return _load(kept)
-    except (UserError, OSError):  # a place that cannot be written or run from, or a file that was cut short
-        with contextlib.suppress(OSError):
-            kept.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            compile_to(Path(folder) / name)
-            return _load(Path(folder) / name)
+        reason = _foreign(kept.parent) or _foreign(kept)
+        if reason is not None:
+            return reason
+        data = kept.read_bytes()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{kept} cannot be read ({error.strerror})"
+    body, digest = data[:-_DIGEST], data[-_DIGEST:]
+    return None if hashlib.sha256(body).digest() == digest else f"{kept} is damaged"
+
+
+def _foreign(path: Path) -> str | None:
+    """Why somebody else may have written ``path``; None where nobody else can have."""
+    found = os.stat(path)
+    if found.st_uid != os.geteuid():
+        return f"{path} belongs to another user; remove it, or name another folder in XDG_CACHE_HOME"
+    if found.st_mode & 0o022:
+        return f"{path} can be written by other users; chmod go-w would do"
+    return None
+
+
+def _keep(kept: Path, library: bytes) -> bool:
+    """Write the library for the next time, with its digest at its end, where the linker does not look."""
+    try:
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _foreign(kept.parent) is not None:
+            return False
+        write_atomic(kept, library + hashlib.sha256(library).digest())
+        kept.chmod(0o600)
+    except (UserError, OSError) as error:
+        logger.info("the library is not kept: %s", error)
+        return False
+    return True
 
 
 def _cache() -> Path:
