@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from deepvit import commands, cures, losses, recipes
+from deepvit import commands, cures, losses, recipes, tasks
 from deepvit.cli import values_of
 from deepvit.collapse import METRICS
+from deepvit.data import SOURCES
+from deepvit.ops import BACKENDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,8 +31,8 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_python_examples_run(page: Path) -> None:
     found = blocks(page, "python")
     assert found
-    registries = (cures.CURES, losses.LOSSES, METRICS)
-    before = [dict(registry) for registry in registries]
+    registries = (cures.CURES, losses.LOSSES, METRICS, tasks.TASKS, commands.NAMES, commands._ADDED, BACKENDS)
+    before, sources = [dict(registry) for registry in registries], list(SOURCES)
     try:
         for code in found:
             exec(compile(code, str(page), "exec"), {})
@@ -38,6 +40,7 @@ def test_python_examples_run(page: Path) -> None:
         for registry, entries in zip(registries, before, strict=True):
             registry.clear()
             registry.update(entries)
+        SOURCES._sources[:] = sources
 
 
 def command_lines() -> list[tuple[str, str]]:

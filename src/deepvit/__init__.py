@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from deepvit.benchmarking.run import benchmark as benchmark
     from deepvit.capturing import capture as capture
     from deepvit.commands.compare import compare as compare
+    from deepvit.commands.diagnose import diagnose as diagnose
     from deepvit.commands.evaluate import evaluate as evaluate
     from deepvit.commands.predict import predict as predict
     from deepvit.experiments.study import study as study
     from deepvit.layers import ReAttention as ReAttention
     from deepvit.models import convert as convert
     from deepvit.models import load_official as load_official
-    from deepvit.report import diagnose as diagnose
     from deepvit.runs import load_deployed as load_deployed
     from deepvit.training import train as train
     from deepvit.training.monitor import CollapseMonitor as CollapseMonitor
@@ -38,7 +38,7 @@ _PUBLIC = {
     "capture": "deepvit.capturing",
     "compare": "deepvit.commands.compare",
     "convert": "deepvit.models",
-    "diagnose": "deepvit.report",
+    "diagnose": "deepvit.commands.diagnose",
     "evaluate": "deepvit.commands.evaluate",
     "load_deployed": "deepvit.runs",
     "load_official": "deepvit.models",

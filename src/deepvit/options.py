@@ -96,7 +96,7 @@ def parameters_of(function: Callable[..., Any]) -> tuple[Option, ...]:
     hints = typing.get_type_hints(function)
     docs = documented(function)
     found = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in inspect.signature(function).parameters.items():  # **more is for callers in Python
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         required = parameter.default is parameter.empty

@@ -24,7 +24,19 @@ NAMES: dict[str, str] = {
 }
 
 
+_ADDED: dict[str, Command] = {}
+
+
+def register(name: str, text: str, command: Command) -> None:
+    """Add a command with its line of help. Raises ValueError when there is one of this name."""
+    if name in NAMES:
+        raise ValueError(f"there is a command {name!r} already")
+    NAMES[name], _ADDED[name] = text, command
+
+
 def find(name: str) -> Command:
     """The command of that name; its module is imported only now, so that each command loads no more than it needs."""
+    if name in _ADDED:
+        return _ADDED[name]
     command: Command = importlib.import_module(f"deepvit.commands.{name}").COMMAND
     return command

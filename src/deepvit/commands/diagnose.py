@@ -1,27 +1,30 @@
-"""``deepvit diagnose``: a MODEL string and a DATA string to a collapse report."""
+"""``deepvit diagnose``: any Vision Transformer and images to a collapse report, from the shell and from Python."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import timm
+from torch import nn
 
 from deepvit import data as sources
 from deepvit.commands.command import Command
-from deepvit.data import ImageData, ImageSet, open_images
+from deepvit.data import ImageSet, open_images
 from deepvit.data.loaders import eval_loader
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
 from deepvit.report import Report
 from deepvit.report import diagnose as measure
 from deepvit.runs import pick_device
-from deepvit.runs.subjects import load_subject
+from deepvit.runs.inputs import input_of
+from deepvit.runs.subjects import Subject, load_subject
 
 
 def diagnose(
-    model: str,
-    data: str | None = None,
+    model: str | nn.Module,
+    data: Any = None,
     out: str | None = None,
     images: int = 256,
     blocks: str | None = None,
@@ -32,54 +35,74 @@ def diagnose(
     batch_size: int = 16,
     device: str = "auto",
     progress: bool = True,
+    **measuring: Any,
 ) -> Report:
     """Write a collapse report of any Vision Transformer.
 
     Args:
-        model: timm name, hf:NAME or a Hugging Face folder, torchvision:NAME, a run folder, or a checkpoint file.
-        data: images: a data set as for train, or any folder or .tar with images in it; a run's own by default.
-        out: folder for report.html and collapse.json; by default diagnosis/MODEL.
+        model: timm name, hf:NAME or a Hugging Face folder, torchvision:NAME, a run folder, or a checkpoint file; in Python
+            also a network.
+        data: images: a data set as for train, or any folder or .tar with images in it; a run's own by default; in Python
+            also a loader of image tensors.
+        out: folder for report.html and collapse.json; by default diagnosis/MODEL, and for a network in Python none.
         images: number of images, evenly spaced over the data.
         blocks: blocks to measure: all (default), first:N, last:N, 5-11.
         figures: also write PNG and SVG figures for papers.
         arch: model name that a checkpoint file belongs to.
-        model_args: the model's own arguments, as --model_args.img_size 518.
+        model_args: the model's own arguments, as --model.img_size 518.
         pretrained: published weights for a timm or torchvision name.
         batch_size: images at a time.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps; a network in Python stays where it is.
         progress: show a progress bar with the time left.
+        **measuring: more of ``deepvit.report.diagnose``, for callers in Python: ``name``, ``class_names``, ``normalize``,
+            ``attention_images``, ``maps``, ``notes``, ``provenance``.
 
     Raises:
         UserError: a model in which no attention over tokens is found, unreadable data, blocks out of range.
     """
     if images < 1 or batch_size < 1:
         raise UserError(f"images={images} and batch_size={batch_size} must be at least 1")
-    where = pick_device(device)
-    subject = load_subject(model, arch, model_args, pretrained)
-    spec = data if data is not None else subject.data
+    common = {"images": images, "blocks": blocks, "figures": figures, "progress": progress}
+    if isinstance(model, nn.Module):
+        for name, given in (("arch", arch), ("model_args", model_args), ("pretrained", pretrained or None)):
+            if given is not None:
+                raise UserError(f"{name} goes with the name of a model, and a network was given")
+        if not isinstance(data, str | Path):
+            if data is None:
+                raise UserError("give images beside the network: a loader of image tensors, or a data string")
+            return measure(model, data, out=out, **{**common, **measuring})
+        network, folder = Subject(type(model).__name__, model, input_of(model, {})), out
+    else:
+        network = load_subject(model, arch, model_args, pretrained)
+        network.model.to(pick_device(device)).eval()
+        folder = out if out is not None else str(Path("diagnosis") / safe_name(network.name))
+    spec = str(data) if data is not None else network.data
     if spec is None:
         raise UserError("--data is needed: a folder or .tar of images, digits, torch/cifar10, ...")
-    pictures, class_names = pictures_of(spec)
-    chosen = evenly_spaced(len(pictures), images)
-    loader = eval_loader(pictures if chosen is None else pictures.subset(chosen), batch_size, subject.input)
-    folder = Path(out) if out is not None else Path("diagnosis") / safe_name(subject.name)
+    if isinstance(data, Iterable) and not isinstance(data, str):
+        loader, class_names, facts = data, network.class_names, {}
+    else:
+        pictures, class_names = pictures_of(spec, network if data is None else None)
+        chosen = evenly_spaced(len(pictures), images)
+        loader = eval_loader(
+            pictures if chosen is None else pictures.subset(chosen), batch_size, network.input
+        )
+        facts = {"data": spec}
+    if isinstance(model, str):
+        facts |= train_facts(model, spec, arch, model_args, pretrained)
+    if network.random:
+        facts["weights"] = "random"
+    known = {
+        "name": network.name, "class_names": class_names, "normalize": (network.input.mean, network.input.std),
+        "notes": network.notes,
+    }  # fmt: skip
+    facts |= measuring.pop("provenance", None) or {}
     try:
         return measure(
-            subject.model.to(where).eval(),
-            loader,
-            out=folder,
-            images=images,
-            blocks=blocks,
-            name=subject.name,
-            class_names=class_names,
-            normalize=(subject.input.mean, subject.input.std),
-            figures=figures,
-            progress=progress,
-            notes=subject.notes,
-            provenance={"data": spec, **train_facts(model, spec, arch, model_args, pretrained)},
+            network.model, loader, out=folder, provenance=facts, **{**common, **known, **measuring}
         )
     except UserError as error:
-        raise UserError(f"{subject.name}: {error}") from None
+        raise UserError(f"{network.name}: {error}") from None
 
 
 def train_facts(
@@ -100,14 +123,18 @@ def train_facts(
     return {"train": {"options": [*options, "--data", data], "out": None}}
 
 
-def pictures_of(spec: str) -> tuple[ImageSet, list[str] | None]:
+def pictures_of(spec: str, run: Subject | None = None) -> tuple[ImageSet, list[str] | None]:
     """Images to look at: the validation images of a data set with their class names, else any images in a place.
+
+    Args:
+        spec: data string.
+        run: the run whose own data this is, which knows how they are opened.
 
     Raises:
         UserError: nothing there, or a stream, which cannot be sampled.
     """
     try:
-        data: ImageData = sources.open_data(spec)
+        data: Any = sources.open_data(spec) if run is None or run.open is None else run.open()
     except UserError as error:
         if not Path(spec).exists():
             raise
@@ -119,7 +146,7 @@ def pictures_of(spec: str) -> tuple[ImageSet, list[str] | None]:
         raise UserError(
             f"{spec} is a stream and cannot be sampled for diagnosis: give a folder or a .tar of images"
         )
-    return data.val, data.class_names
+    return data.val, getattr(data, "class_names", None)
 
 
 def safe_name(name: str) -> str:
@@ -133,6 +160,11 @@ def show(report: Report) -> None:
 
     console = Console()
     verdict = report.verdict
+    if report.measurements.provenance.get("weights") == "random":
+        text = (
+            f"{report.measurements.name} has random weights (untrained): add --pretrained for published ones."
+        )
+        console.print(text, style="bold", highlight=False, markup=False)
     console.print(verdict.headline + ".", style="bold", highlight=False, markup=False)
     console.print(verdict.body, highlight=False, markup=False)
     unreadable = report.measurements.provenance.get("unreadable", [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from deepvit.data import AugmentConfig, DataOptions
 from deepvit.errors import UserError
 from deepvit.files import write_json
 from deepvit.options import build
-from deepvit.parsing import read_yaml
 from deepvit.runs import load_deployed, pick_device
+from deepvit.runs.folder import open_stored, stored_options
 from deepvit.tasks.task import Settings
 
 
@@ -50,17 +49,16 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
     model, card = load_deployed(run, pick_device(device))
-    problem, config = card.problem, config_of(run)
+    problem, config = card.problem, stored_options(run)
+    own = build(problem.options, config)
     if data is None:
         limit = config.get("max_val_images") if max_val_images is None else max_val_images
-        spec, source = str(config["data"]), build(DataOptions, config.get("data_args") or {})
+        spec, opened = str(config["data"]), open_stored(problem, config)
     else:
-        limit, spec, source = max_val_images, data, DataOptions()
-    own = build(problem.options, config)
+        limit, spec, opened = max_val_images, data, problem.open(data, DataOptions(), own)
     settings = Settings(
         batch_size, AugmentConfig(), options=own, workers=workers, max_val_images=limit, progress=False
     )
-    opened = problem.open(spec, source, own)
     meter: Any = problem.meter()
     images, where = 0, next(model.parameters()).device
     with torch.inference_mode():
@@ -75,18 +73,6 @@ def evaluate(
     if out is not None:
         write_json(out, result)
     return result
-
-
-def config_of(run: str | Path) -> dict[str, Any]:
-    """The options of a run as its ``config.yaml`` has them.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    path = Path(run) / "config.yaml"
-    if not path.exists():
-        raise UserError(f"{run} does not say on what it was trained (no config.yaml): give --data")
-    return {"data": "digits", **read_yaml(path, "training options")}
 
 
 def show(result: dict[str, Any]) -> None:

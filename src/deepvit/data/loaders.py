@@ -163,6 +163,11 @@ class Loaders:
             lines.append("images that cannot be read are skipped and counted, up to 5% of them")
         return lines
 
+    @property
+    def skipped(self) -> list[str]:
+        """Complaints about images that could not be read and were left out, by all loaders handed out, each once."""
+        return list(dict.fromkeys(text for loader in self._loaders for text in loader.skipped))
+
     def setup(self, stage: str | None = None) -> None:
         """Decodes what is kept in memory: both parts for "fit" and None, else validation alone.
 
@@ -228,7 +233,7 @@ class Loaders:
         plan = EvalPlan(len(stored.labels), self.eval_batch_size, rank=rank, world=world)
         skipped.add(*stored.skipped)
         source = StoredEval(stored, self.input, self._scaling())
-        return BatchLoader(source, plan, pin_memory=_pin(), skipped=skipped)
+        return self._opened(BatchLoader(source, plan, pin_memory=_pin(), skipped=skipped))
 
     def test_dataloader(self) -> Loader:
         """The validation images: a data set has two parts here."""

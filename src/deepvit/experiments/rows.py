@@ -87,14 +87,13 @@ def row(run: Run | None, found: Measurements | None, task: str | None) -> dict[s
 def described(run: Run) -> dict[str, Any]:
     """What a run is, in the form of ``report.run``: from its records, for reports that do not say it yet."""
     info, result, column = run.info, run.result, tasks.find(run.task).column()
-    name = column.heading.removesuffix(f" {column.unit}")
     told: dict[str, Any] = {
         "model": info.get("arch"),
         "arguments": info.get("model_args") or {},
         "data": info.get("data"),
         "epochs": result.get("epochs"),
         "seed": info.get("seed"),
-        "results": [{"name": name, "value": result[f"val/{column.key}"], "unit": column.unit}],
+        "results": [{"name": column.title, "value": result[f"val/{column.key}"], "unit": column.unit}],
     }
     card = run.path / "model.json"
     if card.exists():

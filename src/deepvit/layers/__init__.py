@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .blocks import parse_blocks
-from .reattention import ReAttention
+from deepvit.layers.blocks import parse_blocks
+from deepvit.layers.reattention import ReAttention
 
 __all__ = ["ReAttention", "parse_blocks"]

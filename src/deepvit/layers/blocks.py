@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import UserError
+from deepvit.errors import UserError
 
 _FORMS = "all, none, first:K, last:K, a-b, a,b,c, or a list of block numbers"
 

@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..errors import UserError
+from deepvit.errors import UserError
 
 _FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
 """A module that computes one of these is known; a subclass with a forward of its own is not."""

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 from torch.jit._trace import is_tracing
 
-from ..errors import UserError
-from ..ops import BACKENDS, NORMS, reattention
-from .in_torchscript import centred_maps, normalised_by_batch, normalised_by_running
-from .map_norm import check_norm, check_theta, norm_arguments
+from deepvit.errors import UserError
+from deepvit.layers.in_torchscript import centred_maps, normalised_by_batch, normalised_by_running
+from deepvit.layers.map_norm import check_norm, check_theta, norm_arguments
+from deepvit.ops import BACKENDS, NORMS, reattention
 
 INITS = ("official", "identity")
 

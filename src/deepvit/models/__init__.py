@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .block import ResidualScaleBlock
-from .checkpoints import load_state, load_weights
-from .conv_stem import ConvStem
-from .deepvit import DeepVisionTransformer
-from .factory import create, names, nearest, table
-from .official import convert, infer_model, load_official
+from deepvit.models.block import ResidualScaleBlock
+from deepvit.models.checkpoints import load_state, load_weights
+from deepvit.models.conv_stem import ConvStem
+from deepvit.models.deepvit import DeepVisionTransformer
+from deepvit.models.factory import create, names, nearest, table
+from deepvit.models.official import convert, infer_model, load_official
 
 __all__ = [
     "ConvStem",

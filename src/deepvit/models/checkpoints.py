@@ -11,8 +11,8 @@ from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .unpickle import read_checkpoint
+from deepvit.errors import UserError
+from deepvit.models.unpickle import read_checkpoint
 
 Which = Literal["auto", "ema", "raw"]
 

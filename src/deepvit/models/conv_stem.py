@@ -9,8 +9,8 @@ from timm.layers import PatchEmbed
 from timm.layers.format import Format, nchw_to
 from torch import Tensor, _assert, nn
 
-from ..errors import UserError
-from .checks import Size
+from deepvit.errors import UserError
+from deepvit.models.checks import Size
 
 _STEM_WIDTH = 64
 

@@ -13,12 +13,12 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..layers import ReAttention
-from ..layers.blocks import parse_blocks
-from .block import ResidualScaleBlock
-from .checks import Size, check_image, check_width
-from .conv_stem import ConvStem
+from deepvit.errors import UserError
+from deepvit.layers import ReAttention
+from deepvit.layers.blocks import parse_blocks
+from deepvit.models.block import ResidualScaleBlock
+from deepvit.models.checks import Size, check_image, check_width
+from deepvit.models.conv_stem import ConvStem
 
 STEMS = {"linear": PatchEmbed, "conv": ConvStem}
 # Decided by the options below; a second way to say the same would have to lose against one of them.

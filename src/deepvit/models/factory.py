@@ -15,11 +15,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ..errors import UserError
-from .arguments import accepted, ill_typed
-from .checkpoints import load_state, load_weights
-from .checks import check_image, check_width
-from .deepvit import DeepVisionTransformer, default_cfgs
+from deepvit.errors import UserError
+from deepvit.models.arguments import accepted, ill_typed
+from deepvit.models.checkpoints import load_state, load_weights
+from deepvit.models.checks import check_image, check_width
+from deepvit.models.deepvit import DeepVisionTransformer, default_cfgs
 
 
 def names() -> list[str]:

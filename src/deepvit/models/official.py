@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..files import atomic_path
-from .checkpoints import Which, adapted, fit_error, load_state, load_weights, select_state
-from .factory import create, names
-from .unpickle import read_checkpoint
+from deepvit.errors import UserError
+from deepvit.files import atomic_path
+from deepvit.models.checkpoints import Which, adapted, fit_error, load_state, load_weights, select_state
+from deepvit.models.factory import create, names
+from deepvit.models.unpickle import read_checkpoint
 
 
 def load_official(

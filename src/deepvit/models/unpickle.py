@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..errors import UserError
+from deepvit.errors import UserError
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:

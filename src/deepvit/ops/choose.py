@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
-from ..errors import UserError
-from . import native, reference, streaming
+from deepvit.errors import UserError
+from deepvit.ops import native
 
-BACKENDS = ("reference", "streaming", "native", "triton")
-"""Every backend's name; ``auto`` stands for the choice among them."""
+BACKENDS: dict[str, str | ModuleType] = {
+    "reference": "deepvit.ops.reference",
+    "streaming": "deepvit.ops.streaming",
+    "native": "deepvit.ops.native",
+    "triton": "deepvit.ops.triton_backend",
+}
+"""Every backend: name → its module, or where that is (it is imported when it is asked for); ``auto`` chooses among them."""
 
 
-def backend_module(name: str) -> ModuleType:
+def register_backend(module: Any) -> None:
+    """Add a backend: anything with ``NAME``, ``why_not`` and ``core`` (see ``deepvit.ops.core``), such as a module.
+
+    Raises ValueError when there is one of this name.
+    """
+    if BACKENDS.get(module.NAME, module) is not module:
+        raise ValueError(f"there is a backend {module.NAME!r} already")
+    BACKENDS[module.NAME] = module
+
+
+def backend_module(name: str) -> Any:
     """The module of a backend: ``NAME``, ``why_not`` and ``core`` (or, for reference, ``reattention``)."""
-    if name == "triton":
-        from . import triton_backend
-
-        return triton_backend
-    return {"reference": reference, "streaming": streaming, "native": native}[name]
+    module = BACKENDS[name]
+    return importlib.import_module(module) if isinstance(module, str) else module
 
 
 def choose_backend(q: Tensor, dropout_p: float = 0.0, backend: str = "auto") -> str:

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .collective import all_reduce_sum
-from .core import Core
-from .options import Options
+from deepvit.ops.collective import all_reduce_sum
+from deepvit.ops.core import Core
+from deepvit.ops.options import Options
 
 
 def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options: Options) -> Tensor:

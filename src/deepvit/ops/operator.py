@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ..errors import UserError
-from . import reference
-from .choose import backend_module, choose_backend
-from .epilogue import run_core
-from .options import Options
+from deepvit.errors import UserError
+from deepvit.ops import reference
+from deepvit.ops.choose import backend_module, choose_backend
+from deepvit.ops.epilogue import run_core
+from deepvit.ops.options import Options
 
 NORMS = ("batch", "none")
 

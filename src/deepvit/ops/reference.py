@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .collective import all_reduce_sum
-from .options import Options
+from deepvit.ops.collective import all_reduce_sum
+from deepvit.ops.options import Options
 
 NAME = "reference"
 

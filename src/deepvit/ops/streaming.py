@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .registration import register
-from .sweeps import sweep_backward, sweep_forward
+from deepvit.ops.registration import register
+from deepvit.ops.sweeps import sweep_backward, sweep_forward
 
 NAME = "streaming"
 

@@ -17,9 +17,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from . import lanes
-from .blocking import Block, plan
-from .registration import token_major
+from deepvit.ops import lanes
+from deepvit.ops.blocking import Block, plan
+from deepvit.ops.registration import token_major
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 

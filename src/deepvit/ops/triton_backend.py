@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .registration import token_major
+from deepvit.ops.registration import token_major
 
 NAME = "triton"
 MAX_HEADS = 16
@@ -186,7 +186,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, theta: Tensor, scale: float, need_stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(o, c, lse): lse [B, H, N] is log2-sum-exp2 of the score rows less log2 N, for the backward pass."""
-    from . import triton_kernels as kernels
+    from deepvit.ops import triton_kernels as kernels
 
     batch, heads, tokens, _ = q.shape
     theta = theta.contiguous()
@@ -232,7 +232,7 @@ def _backward(
     need_stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and theta, from those of o and c."""
-    from . import triton_kernels as kernels
+    from deepvit.ops import triton_kernels as kernels
 
     batch, heads, tokens, _ = q.shape
     theta, dc = theta.contiguous(), dc.contiguous()

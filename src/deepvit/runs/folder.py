@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepvit.data import DataOptions
 from deepvit.errors import UserError
+from deepvit.options import build
+from deepvit.parsing import read_yaml
+from deepvit.tasks import Task
 
 _OURS = {
     "config.yaml", "run.json", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "tensorboard",
@@ -96,3 +100,21 @@ def read_run(path: str | Path) -> Run:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged: it is not the record of a run") from None
     return Run(folder, info)
+
+
+def stored_options(run: str | Path) -> dict[str, Any]:
+    """The options of a run by name, as its ``config.yaml`` has them.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{run} does not say on what it was trained (no config.yaml): give --data")
+    return {"data": "digits", **read_yaml(path, "training options")}
+
+
+def open_stored(problem: Task, options: dict[str, Any]) -> Any:
+    """The data that a run was trained on, opened as its task does; ``options`` are those of ``stored_options``."""
+    source = build(DataOptions, options.get("data_args") or {})
+    return problem.open(str(options["data"]), source, build(problem.options, options))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 from deepvit import models
 from deepvit.data import InputSpec
 from deepvit.errors import UserError
-from deepvit.parsing import read_yaml
 from deepvit.runs.card import load_deployed
+from deepvit.runs.folder import open_stored, stored_options
 from deepvit.runs.inputs import input_of
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
@@ -33,6 +35,10 @@ class Subject:
     class_names: list[str] | None = None
     data: str | None = None
     notes: list[str] = field(default_factory=list)
+    random: bool = False
+    """Whether the weights are those that the network starts with: nothing was loaded."""
+    open: Callable[[], Any] | None = None
+    """Opens the data of a run as its task does."""
 
 
 def load_subject(
@@ -76,16 +82,19 @@ def load_subject(
         raise UserError(f"--arch goes with a checkpoint file, and there is no file {spec}")
     model = models.create(spec, pretrained=pretrained, **arguments)
     notes = [] if pretrained else ["the weights are random (untrained): add --pretrained for published ones"]
-    return Subject(spec, model, input_of(model, arguments), notes=notes)
+    return Subject(spec, model, input_of(model, arguments), notes=notes, random=not pretrained)
 
 
 def from_run(path: Path) -> Subject:
     """A run folder: the deployed model, its classes and its data."""
     model, card = load_deployed(path)
-    config = path / "config.yaml"
-    data = str(read_yaml(config, "training options").get("data", "digits")) if config.exists() else None
     labels = card.problem.labels
-    return Subject(path.resolve().name, model, card.input, None if labels is None else list(labels), data)
+    subject = Subject(path.resolve().name, model, card.input, None if labels is None else list(labels))
+    if (path / "config.yaml").exists():
+        options = stored_options(path)
+        subject.data = str(options["data"])
+        subject.open = partial(open_stored, card.problem, options)
+    return subject
 
 
 def from_checkpoint(path: Path, arch: str | None, arguments: dict[str, Any]) -> Subject:
@@ -120,7 +129,7 @@ def from_torchvision(name: str, pretrained: bool) -> Subject:
         size, tuple(transform.mean), tuple(transform.std), transform.interpolation.value, size / resize
     )
     notes = [] if pretrained else ["the weights are random (untrained): add --pretrained for published ones"]
-    return Subject(f"torchvision:{name}", model, prepared, notes=notes)
+    return Subject(f"torchvision:{name}", model, prepared, notes=notes, random=not pretrained)
 
 
 class PixelValues(nn.Module):

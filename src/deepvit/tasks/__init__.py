@@ -23,8 +23,17 @@ __all__ = [
     "Settings",
     "Task",
     "find",
+    "register",
     "table",
 ]
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Add a task: training, studies and all commands then serve it. Raises ValueError when there is one of this name."""
+    if TASKS.get(task.name, task) is not task:
+        raise ValueError(f"there is a task {task.name!r} already")
+    TASKS[task.name] = task
+    return task
 
 
 def find(name: str) -> type[Task]:

@@ -42,6 +42,11 @@ class Column:
     unit: str = ""
     better: Literal["higher", "lower"] = "higher"
 
+    @property
+    def title(self) -> str:
+        """The heading without its unit."""
+        return self.heading.removesuffix(f" {self.unit}") if self.unit else self.heading
+
     def told(self, value: float) -> str:
         """``top-1 97.21%``."""
         return f"{self.short} {value:.{self.digits}f}{self.unit}"

@@ -157,8 +157,8 @@ def _train(config: TrainConfig, out: Path) -> Run:
             return Run(out, {"task": config.task, "result": module.val_results})
         network = network.cpu().eval()
         save_deployed(out, network, card)
-        info = record(config, module, card, progress, time.time() - started)
-        diagnose_run(config, out, network, card, loaders)
+        info = record(config, module, card, progress, time.time() - started, loaders.skipped)
+        diagnose_run(config, out, network, card, loaders, info, progress.rows)
         write_json(out / "run.json", info)  # last: a folder with this file is a finished run
         return Run(out, info)
 
@@ -211,7 +211,7 @@ def announce(
 
 
 def record(
-    config: TrainConfig, module: Trainee, card: ModelCard, log: RunLog, seconds: float
+    config: TrainConfig, module: Trainee, card: ModelCard, log: RunLog, seconds: float, unreadable: list[str]
 ) -> dict[str, Any]:
     """The record of a run: what was asked, on what it ran, what the deployed weights reach."""
     rows, problem = log.rows, module.problem
@@ -242,12 +242,19 @@ def record(
         "versions": versions(),
         "hardware": hardware(),
         "wall_seconds": seconds,
+        "unreadable": unreadable,
         "result": result,
     }
 
 
 def diagnose_run(
-    config: TrainConfig, out: Path, network: torch.nn.Module, card: ModelCard, loaders: Loaders
+    config: TrainConfig,
+    out: Path,
+    network: torch.nn.Module,
+    card: ModelCard,
+    loaders: Loaders,
+    info: dict[str, Any],
+    rows: list[dict[str, Any]],
 ) -> None:
     """Write ``collapse.json`` and ``report.html`` of the deployed weights.
 
@@ -270,7 +277,41 @@ def diagnose_run(
             provenance={
                 "data": config.data.spec,
                 "train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)},
+                "run": described(config, card, loaders, info, rows),
             },
         )
     except UserError as error:
         Console(stderr=True).print(f"no collapse report: {error}", highlight=False, markup=False)
+
+
+def described(
+    config: TrainConfig, card: ModelCard, loaders: Loaders, info: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a run is, in the form of ``deepvit.report.run``, for the header of its report."""
+    columns = card.problem.columns
+    result = info["result"]
+
+    def curve(name: str, key: str, unit: str = "") -> dict[str, Any]:
+        points = [[int(row["epoch"]), float(row[key])] for row in rows if row.get(key) not in (None, "")]
+        return {"name": name, "unit": unit, "x": "epoch", "points": points}
+
+    return {
+        "model": card.arch,
+        "arguments": card.model_args,
+        "cures": card.cures,
+        "losses": config.loss.weights,
+        "data": config.data.spec,
+        "images": len(loaders.train_set),
+        "epochs": config.optim.epochs,
+        "batch": config.optim.batch_size * config.optim.accumulate,
+        "seed": config.optim.seed,
+        "weights": card.weights,
+        "results": [
+            {"name": c.title, "value": round(result[f"val/{c.key}"], c.digits), "unit": c.unit}
+            for c in columns
+        ],
+        "curves": [
+            curve("training loss", "train/loss"),
+            *(curve(c.title, f"val/{c.key}", c.unit) for c in columns),
+        ],
+    }

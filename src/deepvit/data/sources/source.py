@@ -63,7 +63,14 @@ class Sources(Generic[Data]):
     """The sources of one kind of data, in the order in which they are asked."""
 
     def __init__(self, *sources: Source[Data]) -> None:
-        self._sources = sources
+        self._sources = list(sources)
+
+    def register(self, source: Source[Data]) -> Source[Data]:
+        """Add a source; it is asked before those that are there. Raises ValueError when there is one of this name."""
+        if any(known.name == source.name for known in self._sources):
+            raise ValueError(f"there is a source {source.name!r} already")
+        self._sources.insert(0, source)
+        return source
 
     def __iter__(self) -> Any:
         return iter(self._sources)

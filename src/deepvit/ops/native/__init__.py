@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..registration import register
-from .build import library
-from .sweeps import DTYPES, sweep_backward, sweep_forward
+from deepvit.ops.native.build import library
+from deepvit.ops.native.sweeps import DTYPES, sweep_backward, sweep_forward
+from deepvit.ops.registration import register
 
 NAME = "native"
 INSTEAD = "ask for backend='streaming', or 'auto'"

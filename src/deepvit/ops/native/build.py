@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from ...errors import UserError
-from ...files import write_atomic
+from deepvit.errors import UserError
+from deepvit.files import write_atomic
 
 SWITCH = "DEEPVIT_NATIVE"
 _DIGEST = hashlib.sha256().digest_size

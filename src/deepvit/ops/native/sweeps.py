@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import lanes, sweeps
-from ..blocking import NATIVE_ROWS, Piece, share_rows
-from ..registration import token_major
-from .build import CSweep, CTensor, library
+from deepvit.ops import lanes, sweeps
+from deepvit.ops.blocking import NATIVE_ROWS, Piece, share_rows
+from deepvit.ops.native.build import CSweep, CTensor, library
+from deepvit.ops.registration import token_major
 
 DTYPES = (torch.float32, torch.bfloat16)
 """What the compiled sweeps read and write."""
