@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ from PIL import Image
 
 from deepvit import commands
 from deepvit.cli import main, values_of
+from deepvit.commands import help as help_module
 from deepvit.parsing import normalise
 
 
@@ -226,7 +228,7 @@ def test_help_shows_every_option_with_a_line(name: str, capsys: pytest.CaptureFi
     assert "``" not in text
     assert ":func:" not in text
     for option in commands.find(name).options([]):
-        assert f"--{option.name}" in text, option.name
+        assert f"--{option.typed}" in text, option.name
         assert option.help, option.name
 
 
@@ -283,3 +285,36 @@ def test_module_and_version() -> None:
         [sys.executable, "-m", "deepvit", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("deepvit 0.")
+
+
+def test_what_help_says_is_what_the_commands_are() -> None:
+    kept = json.loads((Path(help_module.__file__).with_name("help.json")).read_text())
+    assert kept == help_module.everything(), "write it anew: python -m deepvit.commands.help"
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["nonsense"], *([n, "--help"] for n in commands.NAMES)]
+)
+def test_help_loads_neither_torch_nor_timm(words: list[str]) -> None:
+    code = (
+        "import sys, deepvit_command\n"
+        "deepvit_command.sys.argv[1:] = sys.argv[1:]\n"
+        "code = deepvit_command.main()\n"
+        "heavy = {'torch', 'timm', 'lightning', 'numpy', 'jsonargparse', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {sorted(heavy)}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == (2 if words == ["nonsense"] else 0), done.stderr
+
+
+@pytest.mark.parametrize("name", commands.NAMES)
+def test_examples_in_help_are_understood_and_fit(name: str) -> None:
+    command = commands.find(name)
+    assert len(command.examples) >= 2
+    for example in command.examples:
+        program, named, *words = shlex.split(example)
+        assert (program, named) == ("deepvit", name)
+        assert values_of(name, command, words)
+    for width in (80, 110):
+        for line in help_module.rendered(help_module.described(name, []), width).splitlines():
+            assert len(line) <= width or "  deepvit " in line, line

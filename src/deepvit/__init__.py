@@ -1,15 +1,18 @@
 """deepvit: train Vision Transformers deep — see attention collapse in any ViT, cure it, prove that it worked.
 
 Importing the package registers the DeepViT models with timm. Everything heavier (training, data, reports)
-is imported when it is first used, so that ``import deepvit`` costs little more than ``import timm``.
+is imported when it is first used, so that ``import deepvit`` costs little more than ``import timm``. The command
+line, whose help needs no models, registers them when a command runs.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from deepvit import models as models  # registers with timm
+if "deepvit_command" not in sys.modules and sys.orig_argv[1:3] != ["-m", "deepvit"]:
+    from deepvit import models as models  # registers with timm
 
 if TYPE_CHECKING:
     from deepvit import cures as cures
@@ -60,7 +63,7 @@ _MODULES = (
     "training",
 )
 
-__all__ = ["models", *_MODULES, *_PUBLIC]
+__all__ = [*_MODULES, *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
@@ -72,4 +75,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-from deepvit import commands
+from deepvit import __version__, commands
 from deepvit.commands.command import Command
 from deepvit.commands.help import command_help, overview
 from deepvit.errors import UserError
@@ -23,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         print(overview())
         return 0
     if arguments[0] == "--version":
-        import deepvit
-
-        print(f"deepvit {deepvit.__version__}")
+        print(f"deepvit {__version__}")
         return 0
     name = arguments[0]
     try:
@@ -51,10 +49,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(name: str, arguments: list[str]) -> None:
     """Parse the arguments of a command, call its function and print what it returned."""
-    command = commands.find(name)
     if set(HELP) & set(arguments):
-        print(command_help(name, command, [word for word in arguments if word not in HELP]))
+        print(command_help(name, [word for word in arguments if word not in HELP]))
         return
+    import deepvit.models  # noqa: F401  (registers with timm: the command line left it until now)
+
+    command = commands.find(name)
     command.show(command.function(**values_of(name, command, arguments)))
 
 

@@ -41,6 +41,14 @@ class Option:
     required: bool = False
 
     @property
+    def typed(self) -> str:
+        """As help shows it: ``model.KEY`` for the arguments of the model, ``data.class_map`` for an option of the source."""
+        outer, dot, last = self.name.rpartition("model_args")
+        if dot and not last:
+            return f"{outer}model.KEY"
+        return re.sub(r"(^|\.)data_args\.", r"\1data.", self.name)
+
+    @property
     def kind(self) -> str:
         """``"switch"``, ``"list"`` or ``""``: how its value is typed."""
         if self.hint is bool or bool in typing.get_args(self.hint):

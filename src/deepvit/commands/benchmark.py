@@ -16,4 +16,11 @@ def show(result: dict[str, Any]) -> None:
         print(path)
 
 
-COMMAND = Command(benchmark, show)
+COMMAND = Command(
+    benchmark,
+    show,
+    examples=(
+        "deepvit benchmark attention",
+        "deepvit benchmark model --rounds 5",
+    ),
+)

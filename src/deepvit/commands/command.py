@@ -21,12 +21,14 @@ class Command:
         show: prints what the function returned.
         more: options beyond the function's own parameters, by the words of the command line: a task may have its own.
         config: whether ``--config FILE`` gives options too.
+        examples: command lines that help shows.
     """
 
     function: Callable[..., Any]
     show: Callable[[Any], None]
     more: Callable[[list[str]], Sequence[Option]] | None = None
     config: bool = False
+    examples: tuple[str, ...] = ()
 
     @property
     def positional(self) -> list[Option]:

@@ -133,4 +133,11 @@ def show(result: dict[str, Any]) -> None:
         print(f"report: {result['report']}")
 
 
-COMMAND = Command(compare, show)
+COMMAND = Command(
+    compare,
+    show,
+    examples=(
+        "deepvit compare runs/a runs/b",
+        "deepvit compare runs/a diagnosis/vit_small --out side",
+    ),
+)

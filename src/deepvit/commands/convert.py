@@ -13,4 +13,11 @@ def show(result: dict[str, Any]) -> None:
     print(", ".join(f"{key} {value}" for key, value in result.items()))
 
 
-COMMAND = Command(convert, show)
+COMMAND = Command(
+    convert,
+    show,
+    examples=(
+        "deepvit convert official.pth.tar deepvit.safetensors",
+        "deepvit convert weights.pth deepvit.safetensors --model deepvit_s_patch16_224",
+    ),
+)

@@ -177,4 +177,11 @@ def show(report: Report) -> None:
         print(path)
 
 
-COMMAND = Command(diagnose, show)
+COMMAND = Command(
+    diagnose,
+    show,
+    examples=(
+        "deepvit diagnose vit_small_patch16_224 --pretrained --data PHOTOS",
+        "deepvit diagnose runs/a --blocks last:4 --figures",
+    ),
+)

@@ -86,4 +86,11 @@ def show(result: dict[str, Any]) -> None:
     kind.show_detail(result)
 
 
-COMMAND = Command(evaluate, show)
+COMMAND = Command(
+    evaluate,
+    show,
+    examples=(
+        "deepvit evaluate runs/a",
+        "deepvit evaluate runs/a --data OTHER_PHOTOS --out result.json",
+    ),
+)

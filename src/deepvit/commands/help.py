@@ -1,7 +1,13 @@
-"""Help in the terminal: what each command takes, in words, at the terminal's width."""
+"""Help in the terminal: what each command takes, in words, at the terminal's width.
+
+What help says is read off the commands and kept in ``help.json``, so that showing it loads neither torch nor timm; a test
+compares the file with the commands, and ``python -m deepvit.commands.help`` writes it anew.
+"""
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import shutil
 import textwrap
 import types
@@ -9,11 +15,15 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from deepvit.commands import NAMES
-from deepvit.commands.command import Command
+from deepvit.commands import NAMES, find
+from deepvit.commands.command import value_after
 from deepvit.options import Option
 
-INDENT = 30
+INDENT, WIDEST = 30, 110
+GROUPS = {
+    "model": "the network", "cure": "cures", "loss": "losses", "data": "data", "optim": "training", "result": "what is kept",
+    "run": "where and how (may change when a run goes on)", "train": "every run",
+}  # fmt: skip
 
 
 def overview() -> str:
@@ -30,43 +40,75 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def command_help(name: str, command: Command, words: list[str]) -> str:
-    """Usage, what the command does, its arguments and its options by group."""
-    width = min(shutil.get_terminal_size().columns, 120)
+def command_help(name: str, words: list[str]) -> str:
+    """Usage, what the command does, examples, its arguments and its options by group."""
+    task = value_after(words, "--task") or value_after(words, "--train.task")
+    first = words[0] if words and not words[0].startswith("-") else None
+    key = name if task is None else f"{name} {task}"
+    known = stored()
+    # A run or a recipe named first may have another task than the default, which only looking at it tells.
+    said = (
+        known[key]
+        if key in known and not (first and name in ("predict", "study"))
+        else described(name, words)
+    )
+    return rendered(said, min(shutil.get_terminal_size().columns, WIDEST))
+
+
+def stored() -> dict[str, Any]:
+    """What ``help.json`` holds: command, or command and task → what help says."""
+    text = importlib.resources.files("deepvit.commands").joinpath("help.json").read_text("utf-8")
+    return dict(json.loads(text))
+
+
+def described(name: str, words: list[str]) -> dict[str, Any]:
+    """What help says of a command, read off the command itself."""
+    command = find(name)
     shown = [f"{o.name.upper()}{' ...' if o.kind == 'list' else ''}" for o in command.positional]
-    text = NAMES[name]
-    lines = [
-        f"usage: deepvit {' '.join([name, *shown])} [options]",
-        "",
-        *textwrap.wrap(text[0].upper() + text[1:] + ".", width),
-        "",
+    options = [
+        ["", f"--{o.typed} {value_name(o)}".rstrip(), o.help + told_default(o), group_of(o)]
+        for o in command.options(words)
     ]
-    for option in command.positional:
-        lines += entry(option.name.upper(), option.help, width)
-    options = command.options(words)
     if command.config:
-        lines += entry(
-            "--config FILE", "YAML file of options, or the name of a recipe (deepvit list recipes)", width
+        options.insert(
+            0,
+            ["", "--config FILE", "YAML file of options, or the name of a recipe (deepvit list recipes)", ""],
         )
+    return {
+        "usage": f"usage: deepvit {' '.join([name, *shown])} [options]",
+        "text": NAMES[name][0].upper() + NAMES[name][1:] + ".",
+        "examples": list(command.examples),
+        "positional": [[o.name.upper(), o.help] for o in command.positional],
+        "options": options,
+    }
+
+
+def rendered(said: dict[str, Any], width: int) -> str:
+    """Help as text of so many columns."""
+    lines = [said["usage"], "", *textwrap.wrap(said["text"], width), ""]
+    lines += [*(f"  {example}" for example in said["examples"]), ""] if said["examples"] else []
+    for left, text in said["positional"]:
+        lines += entry(left, text, width)
     group = None
-    for option in options:
-        if (title := group_of(option)) != group:
+    for left, text, title in said["options"]:
+        if title != group:
             group = title
             lines += ["", f"{title}:"] if title else [""]
-        lines += entry(
-            f"--{option.name} {value_name(option)}".rstrip(), option.help + told_default(option), width
-        )
+        lines += entry(left, text, width)
     return "\n".join(lines)
 
 
 def group_of(option: Option) -> str:
     """Heading above an option: the group that it lies in."""
-    return option.path[0] if len(option.path) > 1 else ""
+    path = option.path[1:] if option.path[:1] == ("train",) else option.path
+    return GROUPS.get(path[0], path[0]) if len(path) > 1 else ("every run" if path != option.path else "")
 
 
 def entry(left: str, text: str, width: int) -> list[str]:
-    """An option at the left, its line folded at the right."""
-    folded = textwrap.wrap(text, max(width - INDENT, 30)) or [""]
+    """An option at the left, its line folded at the right; no word is broken."""
+    folded = textwrap.wrap(text, max(width - INDENT, 30), break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
     head = f"  {left}"
     if len(head) >= INDENT:
         return [head, *(" " * INDENT + line for line in folded)]
@@ -77,7 +119,7 @@ def value_name(option: Option) -> str:
     """What is typed behind an option: ``NUMBER``, ``last|best``, ``KEY=...``; nothing for a switch."""
     if option.kind == "switch":
         return ""
-    return typed(option.hint)
+    return "VALUE" if option.typed.endswith(".KEY") else typed(option.hint)
 
 
 def typed(hint: Any) -> str:
@@ -94,7 +136,7 @@ def typed(hint: Any) -> str:
         return "'[A, B]'"
     if origin is dict:
         return "'{KEY: VALUE}'"
-    return {int: "N", float: "X", str: "TEXT"}.get(hint, "VALUE")
+    return {int: "N", float: "X"}.get(hint, "TEXT")
 
 
 def told_default(option: Option) -> str:
@@ -104,4 +146,25 @@ def told_default(option: Option) -> str:
         return ""
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = " ".join(map(str, value))
-    return f" [{'on; --' + option.name + ' false' if value is True else value}]"
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {number:g}" for key, number in value.items())
+    return f" [{'on; --' + option.typed + ' false' if value is True else value}]"
+
+
+def everything() -> dict[str, Any]:
+    """What ``help.json`` should hold."""
+    from deepvit.tasks import TASKS
+
+    said = {name: described(name, []) for name in NAMES}
+    for task in TASKS:
+        said[f"train {task}"] = described("train", ["--task", task])
+        said[f"study {task}"] = described("study", ["--train.task", task])
+    return said
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    from deepvit.files import write_json
+
+    write_json(Path(__file__).with_name("help.json"), everything())

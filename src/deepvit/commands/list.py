@@ -93,4 +93,11 @@ def show(found: Listing) -> None:
         console.print(found.note, highlight=False, markup=False)
 
 
-COMMAND = Command(listing, show)
+COMMAND = Command(
+    listing,
+    show,
+    examples=(
+        "deepvit list cures",
+        "deepvit list models --pattern deepvit",
+    ),
+)

@@ -78,4 +78,12 @@ def show(result: Predictions) -> None:
         print(f"{row['image']}: {result.problem.told(row)}")
 
 
-COMMAND = Command(predict, show, more)
+COMMAND = Command(
+    predict,
+    show,
+    more,
+    examples=(
+        "deepvit predict runs/a photo.jpg",
+        "deepvit predict runs/a PHOTOS --out labels.json",
+    ),
+)

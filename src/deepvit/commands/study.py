@@ -50,4 +50,12 @@ def show(result: dict[str, Any]) -> None:
             print(f"{what + ':':<13}{out / name}")
 
 
-COMMAND = Command(study, show, options)
+COMMAND = Command(
+    study,
+    show,
+    options,
+    examples=(
+        "deepvit study quickstart --out demo",
+        "deepvit study depth --depths 12 24 --seeds 0 1 2 --train.epochs 10",
+    ),
+)

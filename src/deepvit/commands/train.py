@@ -39,4 +39,13 @@ def show(run: Run) -> None:
         print(f"collapse report: {run.path / 'report.html'}")
 
 
-COMMAND = Command(train, show, options, config=True)
+COMMAND = Command(
+    train,
+    show,
+    options,
+    config=True,
+    examples=(
+        "deepvit train --data digits --epochs 5",
+        "deepvit train --data PHOTOS --model vit_small_patch16_224 --weights pretrained --cures reattention@last:4",
+    ),
+)
