@@ -26,6 +26,12 @@ from deepvit.cures.target import blocks_of
 from deepvit.errors import UserError
 
 
+@torch.compiler.assume_constant_result  # torch 2.11 cannot compile the question
+def _autocast_device(device: str) -> str:
+    """The device type itself, or "cpu" where it has no autocast (meta)."""
+    return device if torch.amp.is_autocast_available(device) else "cpu"
+
+
 class SigmaReparam(nn.Module):
     """Parametrization of a weight [out, in]: ``γ·W / σ(W)``; u and v are buffers that training moves."""
 
@@ -60,7 +66,7 @@ class SigmaReparam(nn.Module):
         """The weight that the layer uses."""
         # In float32, whatever autocast says: σ to three digits would move the function by as much.
         device = weight.device.type
-        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+        with torch.autocast(_autocast_device(device), enabled=False):
             matrix = weight.float()
             if self.training:
                 with torch.no_grad():
