@@ -1,4 +1,4 @@
-# make demo | test | test-full | check | docs: each makes its own .venv if there is none.
+# make demo | test | test-full | check: each makes its own .venv if there is none.
 PYTHON ?= python3
 BIN := .venv/bin
 # The known-good set; make PIPFLAGS= takes the newest versions that pyproject.toml allows.
