@@ -29,6 +29,12 @@ from deepvit.errors import UserError
 from deepvit.losses.precision import full
 
 
+@torch.compiler.assume_constant_result  # torch 2.11 cannot compile the question
+def _autocast_device(device: str) -> str:
+    """The device type itself, or "cpu" where it has no autocast (meta)."""
+    return device if torch.amp.is_autocast_available(device) else "cpu"
+
+
 class SigmaReparam(nn.Module):
     """Parametrization of a weight [out, in]: ``γ·W / σ(W)``; u and v are buffers that training moves."""
 
@@ -65,7 +71,7 @@ class SigmaReparam(nn.Module):
         # In float32 at least, whatever autocast says and whatever the model was cast to since: σ to three digits
         # would move the function by as much.
         device = weight.device.type
-        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+        with torch.autocast(_autocast_device(device), enabled=False):
             matrix = full(weight)
             if self.moved is not None:
                 u, v = self.moved

@@ -74,8 +74,9 @@ def run_core(core: Core, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options
         shift = shift - gain * offset_H
     if options.theta_bias is not None:
         # Batch norm takes the bias away again: its gradient is zero, and zero is not "no gradient", at which
-        # distributed data parallel would stop.
-        shift = shift + bias * 0
+        # distributed data parallel would stop. Not bias * 0, which torch.compile (2.11, 2.12) takes away after it has
+        # planned what gradient checkpointing recomputes.
+        shift = shift + (bias - bias)
     return _affine(o_BHND, gain, shift, u_BH1D, v.dtype)
 
 
@@ -90,7 +91,9 @@ def _affine(o: Tensor, gain: Tensor | None, shift: Tensor, u: Tensor, dtype: tor
 def _affine_forward(o: Tensor, gain: Tensor | None, shift: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
     shift_BH1D = (shift.view(-1, 1, 1) * u).to(o.dtype)
     out = o + shift_BH1D if gain is None else torch.addcmul(shift_BH1D, o, gain.view(-1, 1, 1).to(o.dtype))
-    return out.to(dtype)
+    # Not .to(dtype) where there is nothing to cast: torch.compile of torch 2.11 takes a function that returns the same
+    # tensor twice over for one without a gradient, and gives zeros.
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 class _Affine(torch.autograd.Function):
