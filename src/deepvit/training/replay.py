@@ -1,87 +1,19 @@
-"""A step whose numbers were not finite, kept so that it can be seen again: ``nonfinite/`` in the run folder."""
+"""A bad step of a run (``bad_step``) made again."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
 
 from deepvit.errors import UserError
-from deepvit.files import atomic_path, write_json
+from deepvit.training.bad_step import FOLDER, kept_state, seed_step
+from deepvit.training.config import TrainConfig
 from deepvit.training.guards import first_bad_gradient, first_nonfinite
-
-if TYPE_CHECKING:
-    from deepvit.training.trainee import Trainee
-
-FOLDER = "nonfinite"
-
-
-def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
-    """Set every generator that a training step draws from, as a function of where training stands."""
-    state = int(np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1)[0])
-    torch.manual_seed(state)
-    random.seed(state)
-    np.random.seed(state)
-
-
-def keep_bad(module: Trainee, kind: str, text: str, terms: dict[str, float]) -> None:
-    """Write what is needed to see a bad step again: where it is, its terms, the block where it began, the weights before it.
-
-    Only the first of a run is kept; other processes than the first write beside it under their number.
-    """
-    if module.out is None:
-        return
-    folder = module.out / (FOLDER if module.global_rank == 0 else f"{FOLDER}-{module.global_rank}")
-    if (folder / "record.json").exists():
-        return
-    began = first_bad_gradient(module.model) if kind == "gradient" else None
-    images, targets = module.batch if module.batch is not None else (None, None)
-    if images is not None:
-        with kept_state(module.model):
-            batch = module.batch_numbers[-1] if module.batch_numbers else 0
-            seed_step(module.config.optim.seed, module.current_epoch, batch, module.global_rank)
-            forward = first_nonfinite(module.model, lambda: module.objective(module.model, images, targets))
-        began = forward or began
-    with atomic_path(folder / "weights.safetensors") as temporary:
-        save_file(weights_of(module), temporary)
-    write_json(
-        folder / "record.json",
-        {
-            "format": "deepvit-nonfinite/1", "kind": kind, "text": text, "epoch": module.current_epoch,
-            "step": module.global_step, "batches": module.batch_numbers, "rank": module.global_rank,
-            "world": module.trainer.world_size, "began_in": began,
-            "terms": {name: repr(value) for name, value in terms.items()},
-        },
-    )  # fmt: skip
-
-
-def weights_of(module: Trainee) -> dict[str, torch.Tensor]:
-    """The network's state and that of the losses' own heads, by prefixed name."""
-    parts: dict[str, nn.Module] = {"model": module.model, "objective": module.objective}
-    return {
-        f"{part}.{name}": value.detach().cpu().contiguous().clone()
-        for part, one in parts.items()
-        for name, value in one.state_dict().items()
-    }
-
-
-@contextlib.contextmanager
-def kept_state(model: nn.Module) -> Any:
-    """Buffers (running statistics) are as before afterwards."""
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in model.named_buffers():
-                value.copy_(before[name])
+from deepvit.training.run import prepared
 
 
 def replay(run: str | Path) -> dict[str, Any]:
@@ -97,9 +29,6 @@ def replay(run: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such record, or the images came from a stream.
     """
-    from deepvit.training.config import TrainConfig
-    from deepvit.training.run import prepared
-
     folder = Path(run) / FOLDER
     try:
         record = json.loads((folder / "record.json").read_text())

@@ -12,11 +12,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from deepvit.tasks import Task
+from deepvit.training.bad_step import keep_bad, seed_step
 from deepvit.training.config import TrainConfig
 from deepvit.training.guards import HELP, DivergedError, Guard, Policy, attention_in_float32, finite_or_raise
 from deepvit.training.objective import Objective
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
-from deepvit.training.replay import keep_bad, seed_step
 
 
 class Trainee(lightning.LightningModule):
