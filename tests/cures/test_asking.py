@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import timm
-from cures.small_vits import KINDS, SMALL
+import torch
+from cures.small_vits import KINDS, SMALL, stir
 
 from deepvit import cures
 from deepvit.collapse.results import Cure as Advice
@@ -178,6 +179,9 @@ OTHERS = {
     "eva": lambda: timm.create_model("eva02_tiny_patch14_224", depth=1, embed_dim=48, num_heads=4),
     "mixer": lambda: timm.create_model("mixer_s32_224"),
     "distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", depth=1),
+    "sam": lambda: timm.create_model(
+        "samvit_base_patch16", img_size=64, depth=2, embed_dim=48, num_heads=4, num_classes=5
+    ),
     "gated": lambda: timm.create_model("vit_tiny_patch16_224", depth=1, scale_attn_norm=True),
 }
 
@@ -213,6 +217,8 @@ OTHERS = {
             "reattention",
             r"attn is timm.models.beit.Attention, which cannot .*; it needs timm.layers.attention.Attention",
         ),
+        ("sam", "attnscale", r"it needs AttentionRope or timm.layers.attention.Attention"),
+        ("sam", "contranorm", r"blocks.0 \(Block\) attends in windows, which cannot take contranorm"),
         ("eva", "attnscale", "blocks.0.attn is EvaAttention, which cannot take attnscale"),
         ("distilled", "registers", "VisionTransformerDistilled cannot take registers"),
         ("gated", "talking_heads", "scale_norm"),
@@ -249,3 +255,15 @@ def test_wide_heads_for_differential_attention(make):
     )
     with pytest.raises(UserError, match="heads of width 15"):
         cures.apply(model, "differential_attention")
+
+
+def test_featscale_takes_the_mean_over_a_whole_grid_of_tokens():
+    model = cures.apply(OTHERS["sam"]().eval(), "featscale")
+    plain, block = OTHERS["sam"]().eval(), model.blocks[1]
+    plain.load_state_dict(model.state_dict(), strict=False)
+    stir(model, "feat_scale")
+    tokens = torch.randn(2, 4, 4, 48)
+    expected = plain.blocks[1](tokens)
+    mean = expected.mean(dim=(1, 2), keepdim=True)
+    s, t = block.feat_scale.mean_gain, block.feat_scale.rest_gain
+    torch.testing.assert_close(block(tokens), expected + s * mean + t * (expected - mean))

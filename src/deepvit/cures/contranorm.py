@@ -41,6 +41,10 @@ class ContraNorm(nn.Module):
 
     def change(self, _module: nn.Module, inputs: Any, given: dict[str, Any], tokens: Tensor) -> Tensor:
         """Hook after attention; padding is like nothing."""
+        if tokens.ndim != 3:
+            raise UserError(
+                f"contranorm compares the tokens of a whole image, but this attention gives {list(tokens.shape)}"
+            )
         mask = find_mask(inputs, given, self.mask_place, "contranorm")
         unit = F.normalize(tokens.float(), dim=-1)
         # Cosines lie within ±1, so the exponentials need no maximum taken off first.
@@ -68,6 +72,12 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
             "contranorm: strength is the fixed s of init='paper'; init='identity' learns it from 0"
         )
     found = blocks_of(model, "contranorm")
+    for number in blocks:
+        if hasattr(found[number], "window_size"):
+            raise UserError(
+                f"blocks.{number} ({type(found[number]).__name__}) attends in windows, which cannot take contranorm: it "
+                "compares the tokens of a whole image"
+            )
     for number in blocks:
         block = found[number]
         part = ContraNorm(options.init == "identity", options.strength, **like(block))

@@ -33,7 +33,9 @@ class FeatScale(nn.Module):
 
     def change(self, _module: nn.Module, inputs: Any, given: dict[str, Any], tokens: Tensor) -> Tensor:
         """Hook after the block; padding is not part of the mean."""
-        mean = token_mean(tokens, find_mask(inputs, given, self.mask_place, "featscale"))
+        mask = find_mask(inputs, given, self.mask_place, "featscale")
+        # Some networks (SAM) hand a grid [B, h, w, C] from block to block.
+        mean = token_mean(tokens.flatten(1, -2), mask).view(-1, *[1] * (tokens.ndim - 2), tokens.shape[-1])
         s, t = self.mean_gain.to(tokens), self.rest_gain.to(tokens)
         return tokens + s * mean + t * (tokens - mean)
 

@@ -42,9 +42,9 @@ def attention_of(model: nn.Module, number: int, cure: str, *kinds: type) -> Any:
     own = type(attn)
     if own not in kinds and not (KeepsPlaces in kinds and isinstance(attn, KeepsPlaces)):
         # Of two classes of one name (BEiT has an Attention of its own) the name says nothing.
-        same = own.__name__ in {kind.__name__ for kind in kinds}
+        same = [kind for kind in kinds if kind.__name__ == own.__name__]
         known = [kind for kind in kinds if kind is not KeepsPlaces]
-        names = " or ".join(sorted({_called(kind) if same else kind.__name__ for kind in known}))
+        names = " or ".join(sorted({_called(kind) if kind in same else kind.__name__ for kind in known}))
         raise UserError(
             f"blocks.{number}.attn is {_called(own) if same else own.__name__}, which cannot take {cure}; "
             f"it needs {names}"

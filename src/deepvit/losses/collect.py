@@ -19,6 +19,7 @@ from deepvit.losses.intermediates import (
     listen,
     patches_of,
     unwrap,
+    width_of,
 )
 from deepvit.losses.patch_mix import PatchLabels, soft_labels
 from deepvit.losses.registry import LOSSES, PAPER_WEIGHTS, find
@@ -169,13 +170,13 @@ class Diversity(nn.Module):
             if loss.make_part is None:
                 continue
             classes = num_classes if num_classes is not None else getattr(model, "num_classes", 0)
-            width = getattr(model, "num_features", None) or getattr(model, "embed_dim", None)
+            width = width_of(model, self.places)
             if not classes or not width:
                 raise UserError(
                     f"{name} needs a class count and the model's width; {type(model).__name__} has "
                     f"num_classes={classes}, num_features={width}"
                 )
-            part = loss.make_part(int(classes), int(width), self.forms[name])
+            part = loss.make_part(int(classes), width, self.forms[name])
             setattr(self, loss.part_name or name, part.to(next(model.parameters()).device))
 
     @contextlib.contextmanager

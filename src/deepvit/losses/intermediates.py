@@ -22,6 +22,8 @@ from deepvit.errors import UserError
 from deepvit.losses.attention_inputs import AttentionInputs, head_mix
 from deepvit.losses.tokens import patch_tokens
 
+# What an attention that adds positions to its scores calls them.
+POSITIONS = ("relative_position_bias_table", "rel_pos", "rel_pos_h", "use_rel_pos")
 # Blocks after the others in which the class token alone attends (CaiT's and XCiT's names).
 CLASS_BLOCKS = ("blocks_token_only", "cls_attn_blocks")
 
@@ -93,6 +95,17 @@ def find_places(model: nn.Module, first: str | None = None, last: str | None = N
     )
 
 
+def width_of(model: nn.Module, places: Places) -> int | None:
+    """Channels of the last block's patch tokens, None where the model does not say."""
+    if places.blocks and places.last == places.blocks[-1]:
+        # What the model says of itself can be the width of a neck behind the blocks (SAM).
+        weight = getattr(getattr(model.get_submodule(places.last), "norm2", None), "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 1:
+            return len(weight)
+    told = getattr(model, "num_features", None) or getattr(model, "embed_dim", None)
+    return int(told) if isinstance(told, int) and told else None
+
+
 def _blocks(model: nn.Module) -> tuple[str, ...]:
     layers = getattr(model, "layers", None)
     if isinstance(getattr(model, "blocks", None), (nn.Sequential, nn.ModuleList)):
@@ -151,6 +164,8 @@ class _Hook:
                 f"diversity losses would count the padding as patches: {self.name} was given a mask; watch batches "
                 "without padding"
             )
+        if self.name == "patch_embed" and isinstance(output, tuple):
+            output = output[0]  # the rest is the grid's size
         if not isinstance(output, Tensor):
             raise UserError(
                 f"{self.name} ({type(module).__name__}) returns a {type(output).__name__}, not one tensor of tokens; "
@@ -210,9 +225,8 @@ def check_attention(model: nn.Module, names: list[str], loss: str) -> None:
                 f"{loss} cannot read {name} ({kind if attn is not None else 'missing'}): it has no "
                 f"q_norm, k_norm and scale; leave {loss} out for this model"
             )
-        if "rope" in inspect.signature(attn.forward).parameters or hasattr(
-            attn, "relative_position_bias_table"
-        ):
+        taken = set(inspect.signature(attn.forward).parameters) - {"x", "attn_mask", "is_causal"}
+        if taken or any(hasattr(attn, part) for part in POSITIONS):
             raise UserError(f"{loss} cannot read {name} ({kind}): positions enter after its queries and keys")
         if hasattr(attn, "proj_l"):
             raise UserError(f"{loss} cannot read {name} ({kind}): it mixes heads before the softmax")

@@ -106,6 +106,11 @@ class PatchHead(nn.Module):
         """The mixing loss of these tokens, a scalar."""
         tokens_BNC = (tokens.flatten(1, 2) if tokens.ndim == 4 else tokens).to(self.linear.weight.dtype)
         _check_places(tokens_BNC, labels)
+        if tokens_BNC.shape[-1] != self.linear.in_features:
+            raise UserError(
+                f"patch_mixing's head is for tokens of width {self.linear.in_features} and was given "
+                f"{tokens_BNC.shape[-1]}"
+            )
         if self.form == "official":
             share_BNS = labels.share.to(tokens_BNC.dtype)
             # A region of no patches (CutMix drew an empty rectangle) has area 0 and must not divide by it.
