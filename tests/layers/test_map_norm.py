@@ -13,8 +13,11 @@ from timm.utils import freeze, unfreeze
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from deepvit import capture
+from deepvit.cures.reattention import GatedReAttention
 from deepvit.errors import UserError
 from deepvit.layers import ReAttention
+from deepvit.losses.attention import head_mix
 
 HEADS, WIDTH, TOKENS = 3, 8, 9
 BACKENDS = ["reference", "streaming", "native", "auto"]
@@ -181,6 +184,58 @@ def test_a_parametrised_norm_and_theta_keep_their_place():
     nn.utils.parametrize.register_parametrization(layer.var_norm, "weight", nn.Softplus())
     x = torch.randn(2, TOKENS, HEADS * WIDTH).double()
     torch.testing.assert_close(layer(x), plainly(layer, x))
+
+
+@pytest.mark.parametrize("norm", ["of torchvision, frozen", "without gain", "batch norm"])
+@pytest.mark.parametrize("mode", ["training", "frozen by eval()", "evaluation"])
+def test_the_gated_layer_of_the_cure_follows(norm, mode):
+    layer = GatedReAttention(HEADS * WIDTH, HEADS).double()
+    layer.var_norm = varied(NORMS[norm]()).double()
+    with torch.no_grad():
+        layer.mix_gate.uniform_(0.5, 1.0)
+    layer.train(mode != "evaluation")
+    if mode == "frozen by eval()":
+        layer.var_norm.eval()
+    x = torch.randn(2, TOKENS, HEADS * WIDTH).double()
+    q, k, v = layer.qkv(x).view(2, TOKENS, 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4)
+    maps = (q @ k.mT * layer.scale).softmax(-1)
+    mixed = maps + layer.mix_gate.view(-1, 1, 1) * copy.deepcopy(layer.var_norm)(layer.reatten_matrix(maps))
+    torch.testing.assert_close(layer.mix_maps(maps), mixed)
+    torch.testing.assert_close(layer(x), layer.proj((mixed @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("norm", ["of torchvision, frozen", "without gain", "without statistics"])
+@pytest.mark.parametrize("mode", ["training", "frozen by eval()", "evaluation"])
+def test_capture_and_the_attention_loss_read_the_same_maps(norm, mode):
+    model = timm.create_model("deepvit_tiny_d16_patch4_32", depth=1, img_size=16, attn_drop_rate=0.0)
+    attn = model.blocks[0].attn
+    attn.var_norm = varied(of_four(norm))
+    model.train(mode != "evaluation")
+    if mode == "frozen by eval()":
+        attn.var_norm.eval()
+    x = torch.randn(2, 3, 16, 16)
+    inputs = []
+    attn.register_forward_pre_hook(lambda module, args, kwargs: inputs.append(args[0]), with_kwargs=True)
+    with capture(model, attention=True) as seen, torch.no_grad():
+        model(x)
+    tokens = inputs[0]
+    q, k, _ = attn.qkv(tokens).view(2, 17, 3, 4, 24).permute(2, 0, 3, 1, 4)
+    maps = (q @ k.mT * attn.scale).softmax(-1)
+    expected = copy.deepcopy(attn.var_norm)(attn.reatten_matrix(maps))
+    torch.testing.assert_close(seen.attention["blocks.0"], expected, rtol=1e-4, atol=1e-4)
+    assert seen.checks["blocks.0"].passed
+    mix = head_mix(attn.reatten_matrix.weight, attn.reatten_matrix.bias, attn.var_norm)
+    torch.testing.assert_close(mix(maps), expected)
+
+
+def of_four(norm):
+    """The norm of ``NORMS`` for four heads."""
+    options = {
+        "of torchvision, frozen": lambda: FrozenBatchNorm2d(4, eps=1e-3),
+        "without gain": lambda: nn.BatchNorm2d(4, affine=False),
+        "without statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    }
+    return options[norm]()
 
 
 def test_plainly_is_what_torch_computes():

@@ -37,13 +37,13 @@ def reattention(
         recorder.record_layout(site, q.shape[-2], k.shape[-2], v.shape[-1], source)
         return None
     how, measured = "Y @ V with the operator", "softmax map mixed over heads and normalised (Y)"
-    if options.get("training"):
+    if _of_batch(options):
         options = {**options, "running_mean": None, "running_var": None}
-        if options.get("dropout_p", 0.0) > 0.0:
-            how += f" without its dropout of {options['dropout_p']:g}"
-            measured += f", without dropout of {options['dropout_p']:g}"
-            options["dropout_p"] = 0.0
-            out = ops.reattention(q, k, v, theta, backend=backend, **options)
+    if options.get("training") and options.get("dropout_p", 0.0) > 0.0:
+        how += f" without its dropout of {options['dropout_p']:g}"
+        measured += f", without dropout of {options['dropout_p']:g}"
+        options = {**options, "dropout_p": 0.0}
+        out = ops.reattention(q, k, v, theta, backend=backend, **options)
     with aside(out):
         q_cast, k_cast = (t.to(out.dtype) for t in (q, k))  # as the operator does under autocast
         softmax, mixed = ops.reattention_maps(q_cast, k_cast, theta, **options)
@@ -66,6 +66,12 @@ def reattention(
     return None if instead is None else site.put(instead, site.arrange(v), out)
 
 
+def _of_batch(options: dict[str, Any]) -> bool:
+    """Whether a call of our operator takes the batch's statistics."""
+    chosen = options.get("batch_statistics")
+    return bool(options.get("training") if chosen is None else chosen)
+
+
 def _cancellation(softmax: Tensor, theta: Tensor, v: Tensor, out: Tensor, options: dict[str, Any]) -> float:
     """How much larger the terms that Re-attention adds up are than their sum, its output.
 
@@ -76,7 +82,7 @@ def _cancellation(softmax: Tensor, theta: Tensor, v: Tensor, out: Tensor, option
     mixed = torch.einsum("hg,bgmn->bhmn", theta.to(softmax.dtype), softmax)
     if options.get("norm", "batch") == "batch":
         spread = options.get("running_var")
-        if options.get("training") or spread is None:
+        if _of_batch(options) or spread is None:
             spread = mixed.var(dim=(0, 2, 3), unbiased=False)
         gain = gain * torch.rsqrt(spread.to(softmax.dtype) + options.get("eps", 1e-5))
         if options.get("norm_weight") is not None:

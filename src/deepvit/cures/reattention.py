@@ -66,6 +66,7 @@ class GatedReAttention(KeepsPlaces, ReAttention):
                 theta,
                 theta_bias=bias,
                 norm="none",
+                training=dropout > 0.0,
                 scale=self.scale,
                 dropout_p=dropout,
                 backend=self.backend,
@@ -94,21 +95,21 @@ class GatedReAttention(KeepsPlaces, ReAttention):
     def folded(self) -> tuple[Tensor, Tensor]:
         """Θ' [H, H] and bias [H] of the one mixture that evaluation computes: Y = Θ'P + bias."""
         norm = self.var_norm
-        assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         theta, bias = self.reatten_matrix.weight.flatten(1), self.reatten_matrix.bias
         assert bias is not None
         gain = self.mix_gate * self.output_scale
-        slope = gain * norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        slope = gain * torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            slope = slope * norm.weight
         own = torch.eye(self.num_heads, device=theta.device, dtype=theta.dtype)
-        return own + slope[:, None] * theta, slope * (bias - norm.running_mean) + gain * norm.bias
+        shift = slope * (bias - norm.running_mean)
+        return own + slope[:, None] * theta, shift if norm.bias is None else shift + gain * norm.bias
 
     def mix_maps(self, maps: Tensor) -> Tensor:
         """Softmax maps [B, H, N, N] to the maps that multiply V, for the attention losses."""
-        norm = self.var_norm
-        assert isinstance(norm, _BatchNorm)
-        mixed = head_mix(self.reatten_matrix.weight, self.reatten_matrix.bias, norm)(maps)
+        mixed = head_mix(self.reatten_matrix.weight, self.reatten_matrix.bias, self.var_norm)(maps)
         return maps + self.output_scale * self.mix_gate.to(maps.dtype)[:, None, None] * mixed
 
 

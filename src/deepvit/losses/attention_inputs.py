@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,12 @@ class AttentionInputs:
 def head_mix(
     theta: Tensor,
     theta_bias: Tensor | None,
-    norm: torch.nn.modules.batchnorm._BatchNorm | None,
+    norm: Any,
 ) -> Callable[[Tensor], Tensor]:
     """Re-attention's change of the maps: Θ over heads, then the batch norm without touching its running
     statistics.
 
+    ``norm`` is the batch norm over heads, a frozen one, or None.
     ``theta`` is [H, H] or a 1×1 convolution's [H, H, 1, 1]. For ``AttentionInputs.mix``.
     """
     theta = theta.flatten(1)
@@ -45,7 +47,8 @@ def head_mix(
             mixed = mixed + theta_bias.to(maps.dtype)[:, None, None]
         if norm is None:
             return mixed
-        training = norm.training or norm.running_mean is None
+        frozen = not isinstance(norm, torch.nn.modules.batchnorm._BatchNorm)
+        training = not frozen and (norm.training or norm.running_mean is None)
         mean, var = (None, None) if training else (norm.running_mean, norm.running_var)
         return F.batch_norm(mixed, mean, var, norm.weight, norm.bias, training, 0.0, norm.eps)
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from deepvit.errors import UserError
@@ -244,7 +243,7 @@ def attention_inputs(model: nn.Module, name: str, taken: Taken, images: Tensor |
     theta = getattr(attn, "reatten_matrix", None)
     if mix is None and isinstance(theta, nn.Conv2d):
         norm = getattr(attn, "var_norm", None)
-        mix = head_mix(theta.weight, theta.bias, norm if isinstance(norm, _BatchNorm) else None)
+        mix = head_mix(theta.weight, theta.bias, norm if hasattr(norm, "running_mean") else None)
     scale = attn.scale
     assert isinstance(scale, float)
     return AttentionInputs(q, k, scale, mix)
