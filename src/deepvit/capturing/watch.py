@@ -53,6 +53,8 @@ class Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         with torch.no_grad(), torch._C.DisableTorchFunction():
             instead = self._look(func, args, kwargs, out)
+            if isinstance(instead, Tensor):  # with the strides of what it stands for: the model may view it
+                instead = torch.empty_like(out).copy_(instead)
         return out if instead is None else instead
 
     def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
