@@ -221,8 +221,11 @@ def _counted(spec: str, masks: list[Path], void: list[int], first: int) -> int:
         )
 
     def largest(path: Path) -> int:
-        with reading(str(path)):
-            mask = decode(path)
+        try:
+            with reading(str(path)):
+                mask = decode(path)
+        except UserError:
+            return -1  # reading it in earnest will say so
         ids = np.unique(ids_of(mask, str(path)))
         counting = [int(value) for value in ids if value not in (VOID, *void)]
         return max(counting, default=-1)
@@ -233,8 +236,11 @@ def _counted(spec: str, masks: list[Path], void: list[int], first: int) -> int:
 
 def _shown(mask: Path, number: int, first: int) -> list[Colour]:
     """The colours of a palette mask, where it has enough different ones; else the usual ones."""
-    with reading(str(mask)):
-        image = decode(mask)
+    try:
+        with reading(str(mask)):
+            image = decode(mask)
+    except UserError:
+        return palette(number)  # reading it in earnest will say so
     if image.mode == "P" and (flat := image.getpalette()):
         colours = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
         chosen = colours[first : first + number]
