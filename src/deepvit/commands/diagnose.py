@@ -59,7 +59,11 @@ def diagnose(
     spec = data if data is not None else subject.data
     if spec is None:
         raise UserError("--data is needed: a folder or .tar of images, digits, torch/cifar10, ...")
-    pictures, class_names = pictures_of(spec)
+    if data is None and subject.problem is not None:
+        opened = subject.problem.open(spec, *subject.opening)
+        pictures, class_names = subject.problem.pictures(opened), subject.class_names
+    else:
+        pictures, class_names = pictures_of(spec)
     chosen = evenly_spaced(len(pictures), images)
     loader = eval_loader(pictures if chosen is None else pictures.subset(chosen), batch_size, subject.input)
     folder = Path(out) if out is not None else Path("diagnosis") / safe_name(subject.name)

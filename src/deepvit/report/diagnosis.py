@@ -26,6 +26,7 @@ from deepvit.collapse.stream import Batch, Pass, batches, evaluating
 from deepvit.collapse.verdict import decide
 from deepvit.errors import UserError
 from deepvit.layers.blocks import parse_blocks
+from deepvit.report.sections import Section
 from deepvit.report.write import write_report
 
 
@@ -63,6 +64,7 @@ def diagnose(
     maps: int = 4,
     notes: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
+    sections: Sequence[Section] = (),
 ) -> Report:
     """Measure attention collapse of any Vision Transformer on images, and say what it means.
 
@@ -89,6 +91,7 @@ def diagnose(
         notes: remarks for the report's account of how it was measured.
         provenance: facts for that account, such as ``data``; and ``train``, ``{"options": [...], "out": ...}``,
             the words after ``deepvit train`` that train this network, for the commands of the cures.
+        sections: shown in ``report.html`` before what is about collapse.
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
@@ -123,7 +126,7 @@ def diagnose(
     }
     files: list[Path] = []
     if out is not None:
-        page = write_report(results, out, figures)
+        page = write_report(results, out, figures, sections)
         files = [page, Path(out) / "collapse.json"]
         if figures:
             files.append(Path(out) / "figures")

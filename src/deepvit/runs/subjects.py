@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepvit import models
-from deepvit.data import InputSpec
+from deepvit.data import DataOptions, InputSpec
 from deepvit.errors import UserError
+from deepvit.options import build
 from deepvit.parsing import read_yaml
 from deepvit.runs.card import load_deployed
 from deepvit.runs.inputs import input_of
+from deepvit.tasks import Task
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
@@ -24,7 +26,8 @@ CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 class Subject:
     """A network to look at, and how images have to be prepared for it.
 
-    ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known.
+    ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known;
+    ``problem`` opens it with the arguments ``opening`` behind its name.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Subject:
     class_names: list[str] | None = None
     data: str | None = None
     notes: list[str] = field(default_factory=list)
+    problem: Task | None = None
+    opening: tuple[Any, ...] = ()
 
 
 def load_subject(
@@ -82,10 +87,14 @@ def load_subject(
 def from_run(path: Path) -> Subject:
     """A run folder: the deployed model, its classes and its data."""
     model, card = load_deployed(path)
-    config = path / "config.yaml"
-    data = str(read_yaml(config, "training options").get("data", "digits")) if config.exists() else None
-    labels = card.problem.labels
-    return Subject(path.resolve().name, model, card.input, None if labels is None else list(labels), data)
+    config, problem = path / "config.yaml", card.problem
+    labels = None if problem.labels is None else list(problem.labels)
+    subject = Subject(path.resolve().name, model, card.input, labels)
+    if config.exists():
+        asked = read_yaml(config, "training options")
+        subject.data, subject.problem = str(asked.get("data", "digits")), problem
+        subject.opening = build(DataOptions, asked.get("data_args") or {}), build(problem.options, asked)
+    return subject
 
 
 def from_checkpoint(path: Path, arch: str | None, arguments: dict[str, Any]) -> Subject:

@@ -26,6 +26,7 @@ from deepvit.training.callbacks import RunLog
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
 from deepvit.training.objective import Objective
+from deepvit.training.optim import epochs_of
 from deepvit.training.trainee import Trainee
 from deepvit.training.trainer import build_trainer, fit
 
@@ -101,7 +102,10 @@ def _train(config: TrainConfig, out: Path) -> Run:
     loaders.setup("fit")
     trainer, progress = build_trainer(config, out)
     steps, images_per_step = steps_of(loaders, trainer, config)
-    module = Trainee(network, objective, problem, config, steps, images_per_step)
+    trainer.fit_loop.max_epochs = epochs_of(config.optim, steps)
+    if config.optim.grad_checkpointing:
+        checkpoint_blocks(problem.backbone(network))
+    module = Trainee(network, objective, problem, config, steps, images_per_step, fitting.examples)
 
     # From here on files are written: everything that the user could have got wrong has been looked at.
     loaders.train_dataloader()  # an augmentation that cannot be read is told here
@@ -115,7 +119,7 @@ def _train(config: TrainConfig, out: Path) -> Run:
     fit(trainer, module, BatchModule(loaders), resumed, out)
 
     if not progress.rows:  # it had ended before, and only its record was missing
-        progress.read(config.total_epochs)
+        progress.read(epochs_of(config.optim, steps))
     network = module.evaluated
     card.weights = "ema" if module.ema is not None else "last"
     if config.result.keep == "best":
@@ -126,7 +130,7 @@ def _train(config: TrainConfig, out: Path) -> Run:
     network = network.cpu().eval()
     save_deployed(out, network, card)
     info = record(config, module, card, progress, time.time() - started)
-    diagnose_run(config, out, network, card, loaders)
+    diagnose_run(config, out, network, card, loaders, data)
     write_json(out / "run.json", info)  # last: a folder with this file is a finished run
     return Run(out, info)
 
@@ -145,6 +149,18 @@ def settings_of(config: TrainConfig) -> Settings:
         unreadable=config.data.unreadable,
         progress=config.run.progress,
     )
+
+
+def checkpoint_blocks(backbone: torch.nn.Module) -> None:
+    """Have a backbone compute its blocks again in the backward pass.
+
+    Raises:
+        UserError: a network that cannot.
+    """
+    try:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):  # timm's networks without it assert
+        raise UserError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out") from None
 
 
 def steps_of(loaders: Loaders, trainer: lightning.Trainer, config: TrainConfig) -> tuple[int, int]:
@@ -215,9 +231,9 @@ def record(
 
 
 def diagnose_run(
-    config: TrainConfig, out: Path, network: torch.nn.Module, card: ModelCard, loaders: Loaders
+    config: TrainConfig, out: Path, network: torch.nn.Module, card: ModelCard, loaders: Loaders, data: Any
 ) -> None:
-    """Write ``collapse.json`` and ``report.html`` of the deployed weights.
+    """Write ``collapse.json`` and ``report.html`` of the deployed weights, with what the task adds to the latter.
 
     A network without attention over tokens has no such report: the reason is printed and training counts as done.
     """
@@ -235,6 +251,7 @@ def diagnose_run(
             class_names=card.problem.labels,
             normalize=(card.input.mean, card.input.std),
             progress=False,
+            sections=card.problem.report_parts(network, data, card.input, settings_of(config)),
             provenance={
                 "data": config.data.spec,
                 "train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)},

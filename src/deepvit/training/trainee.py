@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -32,6 +33,7 @@ class Trainee(lightning.LightningModule):
         config: the options of the run.
         steps_per_epoch: optimizer steps of one epoch.
         images_per_step: images of one optimizer step, over all devices.
+        examples: makes a picture of the first validation batch, for TensorBoard (``Fitting.examples``).
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Trainee(lightning.LightningModule):
         config: TrainConfig,
         steps_per_epoch: int,
         images_per_step: int,
+        examples: Callable[[Tensor, Any, Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -55,6 +58,7 @@ class Trainee(lightning.LightningModule):
         # A plain attribute, not a submodule: the compiled form shares the parameters under other names.
         self._forward = [torch.compile(model) if config.run.compile else model]
         self.meter: Any = problem.meter()
+        self.examples = examples
         self.val_results: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._count = 0
@@ -124,7 +128,7 @@ class Trainee(lightning.LightningModule):
             self.ema.update(self.model, step=self.global_step)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and the cosine schedule, stepped once an optimizer step."""
+        """AdamW and the schedule, stepped once an optimizer step."""
         extra = self.objective if any(True for _ in self.objective.parameters()) else None
         optimizer = build_optimizer(
             self.model, extra, self.config.optim, peak_lr(self.config.optim, self.images_per_step)
@@ -141,7 +145,12 @@ class Trainee(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
         """Measure the evaluated weights."""
         images, targets = batch[0], batch[1]
-        self.meter.update(self.problem.infer(self.evaluated, images), targets)
+        output = self.problem.infer(self.evaluated, images)
+        self.meter.update(output, targets)
+        if self.examples is not None and batch_idx == 0 and self.trainer.is_global_zero:
+            picture = self.examples(images, output, targets)
+            for logger in self.loggers:
+                logger.experiment.add_image("val/examples", picture, self.global_step)  # type: ignore[attr-defined]
 
     def on_validation_epoch_end(self) -> None:
         """Reduce over devices and keep the numbers where callbacks find them."""
