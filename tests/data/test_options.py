@@ -11,6 +11,7 @@ from data.conftest import classes, write_files
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from deepvit.data import SOURCES, DataOptions, ImageData, Source, open_data
+from deepvit.data.masks import MASK_SOURCES
 from deepvit.data.options import HeldOutOptions
 from deepvit.data.sources import Sources
 from deepvit.errors import UserError
@@ -23,12 +24,19 @@ VALUES = {
     "layout": "parts",
     "root": "x",
     "num_classes": 3,
+    "colours": "colours.yaml",
+    "void": 11,
+    "first_id": 1,
+    "download": True,
+    "scenes": 100,
+    "scene_size": 64,
 }
+EVERY = [*SOURCES, *MASK_SOURCES]
 
 
 def test_every_option_of_every_source_can_be_asked_for() -> None:
     assert set(NAMES) == set(VALUES)
-    taken = {field.name for source in SOURCES for field in dataclasses.fields(source.options)}
+    taken = {field.name for source in EVERY for field in dataclasses.fields(source.options)}
     assert taken == set(NAMES)
     assert all(getattr(DataOptions(), name) is None for name in NAMES)
 
@@ -48,7 +56,7 @@ def test_every_option_has_its_help_on_a_command_line() -> None:
     assert options == DataOptions(class_map="map.txt", val_fraction=0.1, layout="classes")
 
 
-@pytest.mark.parametrize("source", list(SOURCES), ids=lambda source: source.name)
+@pytest.mark.parametrize("source", EVERY, ids=lambda source: source.name)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_option_that_a_source_does_not_take_is_refused_by_name(
     source: Source[ImageData], name: str

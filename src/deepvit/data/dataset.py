@@ -45,8 +45,11 @@ class ImageData:
         return self.notes + class_notes(self.train.targets, self.val.targets, self.class_names)
 
 
-def class_notes(train: torch.Tensor, val: torch.Tensor, names: list[str]) -> list[str]:
-    """One line for each kind of class that is short of images: in neither part, in one part only, of a single image.
+UNLEARNT = "without training images, which cannot be learnt"
+
+
+def short_classes(train: torch.Tensor, val: torch.Tensor, names: list[str]) -> dict[str, list[str]]:
+    """Classes that are short of images, by kind: in neither part, in one part only, of a single image.
 
     ``train`` and ``val`` are labels int64 [n]; those outside 0 .. classes - 1 are not counted here.
     """
@@ -55,22 +58,25 @@ def class_notes(train: torch.Tensor, val: torch.Tensor, names: list[str]) -> lis
         torch.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
         for labels in (train, val)
     )
+    kinds = {
+        "without any image": (in_train == 0) & (in_val == 0),
+        UNLEARNT: (in_train == 0) & (in_val > 0),
+        "of one image, which trains and is never validated": (in_train == 1) & (in_val == 0),
+        "without validation images": (in_train > 1) & (in_val == 0),
+        "with one training image only": (in_train == 1) & (in_val > 0),
+    }
+    chosen = {what: [names[i] for i in which.nonzero().flatten().tolist()] for what, which in kinds.items()}
+    return {what: which for what, which in chosen.items() if which}
 
-    def named(chosen: torch.Tensor) -> list[str]:
-        return [names[i] for i in chosen.nonzero().flatten().tolist()]
 
-    kinds = (
-        ("without any image", (in_train == 0) & (in_val == 0)),
-        ("without training images, which cannot be learnt", (in_train == 0) & (in_val > 0)),
-        ("of one image, which trains and is never validated", (in_train == 1) & (in_val == 0)),
-        ("without validation images", (in_train > 1) & (in_val == 0)),
-        ("with one training image only", (in_train == 1) & (in_val > 0)),
-    )
-    return [
-        f"{count(len(which), 'class', 'classes')} {what}: {some(which)}"
-        for what, chosen in kinds
-        if (which := named(chosen))
-    ]
+def class_notes(train: torch.Tensor, val: torch.Tensor, names: list[str]) -> list[str]:
+    """``short_classes`` in one line a kind."""
+    return [class_note(what, which) for what, which in short_classes(train, val, names).items()]
+
+
+def class_note(what: str, which: list[str]) -> str:
+    """``2 classes without validation images: ant, bee``."""
+    return f"{count(len(which), 'class', 'classes')} {what}: {some(which)}"
 
 
 def count(number: int, one: str, more: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
+from PIL import Image
 from torch.utils.data import default_collate
 
 from deepvit.data.augmentation import AugmentConfig, resolve
@@ -14,9 +15,9 @@ from deepvit.data.batched.augment import BatchAugment
 from deepvit.data.batched.keyed import BatchLoader, BatchSource, Decoded, Skipped, Transformed
 from deepvit.data.batched.memory import Stored, StoredEval, StoredTrain, decode, storage_size
 from deepvit.data.batched.mixing import BatchTransform, make_mixing
-from deepvit.data.batched.plan import EvalPlan, TrainPlan
+from deepvit.data.batched.plan import EvalPlan, SizedPlan, TrainPlan
 from deepvit.data.inputs import InputSpec, Size
-from deepvit.data.sets import ImageSet
+from deepvit.data.sets import UNLABELLED, ImageSet
 from deepvit.data.shards import StreamImages, StreamLoader
 from deepvit.data.sources import open_data
 from deepvit.data.split import evenly_spaced
@@ -214,10 +215,12 @@ class Loaders:
         skipped = Skipped(len(self.val_set), allowed=skip)
         if stored is None:
             transform, unreadable = self.transforms.evaluate, "skip" if skip else "stop"
+            images, plan = self.val_set, self._eval_plan(self.val_set, rank, world)
+            if isinstance(plan, SizedPlan) and plan.repeated:
+                images = Repeated(images, plan.repeated)
             source: BatchSource = Decoded(
-                self.val_set, transform, seed=None, unreadable=unreadable, collate=self.collate
+                images, transform, seed=None, unreadable=unreadable, collate=self.collate
             )
-            plan = EvalPlan(len(self.val_set), self.eval_batch_size, rank=rank, world=world)
             workers = self._workers(world)
             return self._opened(
                 BatchLoader(source, plan, workers=workers, pin_memory=_pin(), skipped=skipped)
@@ -243,7 +246,8 @@ class Loaders:
             )
         chosen = limited(self.val_set, images)
         assert isinstance(chosen, ImageSet)
-        source = Decoded(chosen, self.transforms.evaluate, seed=None, unreadable="skip", collate=self.collate)
+        transform = self.transforms.look or self.transforms.evaluate
+        source = Decoded(chosen, transform, seed=None, unreadable="skip", collate=self.collate)
         return BatchLoader(source, EvalPlan(len(chosen), batch_size or self.eval_batch_size))
 
     def teardown(self, stage: str | None = None) -> None:
@@ -267,6 +271,12 @@ class Loaders:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
+
+    def _eval_plan(self, images: ImageSet, rank: int, world: int) -> EvalPlan | SizedPlan:
+        if not self.transforms.whole:
+            return EvalPlan(len(images), self.eval_batch_size, rank=rank, world=world)
+        sizes = [size_of(images, index) for index in range(len(images))]
+        return SizedPlan(sizes, self.eval_batch_size, rank=rank, world=world)
 
     def _opened(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)
@@ -350,6 +360,42 @@ def limited(images: ImageSet | StreamImages, limit: int | None) -> ImageSet | St
         return images
     chosen = evenly_spaced(len(images), limit)
     return images if chosen is None else images.subset(chosen)
+
+
+def size_of(images: ImageSet, index: int) -> Size | None:
+    """Height and width of an image; None for one that cannot be read, which whoever reads it will say."""
+    try:
+        return images.size(index)
+    except UserError:
+        return None
+
+
+class Repeated(ImageSet):
+    """A set followed by its first images once more, with targets that count for nothing.
+
+    Processes that must have equally many batches are given those, where images cannot be shared out evenly.
+    """
+
+    def __init__(self, base: ImageSet, times: int) -> None:
+        self.base = base
+        self.targets = torch.cat([base.targets, torch.full((times,), UNLABELLED)])
+
+    def open(self, index: int) -> Image.Image:
+        """As the base set has it."""
+        return self.base.open(index % len(self.base))
+
+    def image(self, index: int) -> Image.Image:
+        """As the base set has it."""
+        return self.base.image(index % len(self.base))
+
+    def target(self, index: int) -> Any:
+        """The base set's target, or nothing."""
+        past = index - len(self.base)
+        return self.base.target(index) if past < 0 else self.base.nothing(past)
+
+    def where(self, index: int) -> str:
+        """As the base set names it."""
+        return self.base.where(index % len(self.base))
 
 
 def _pin() -> bool:

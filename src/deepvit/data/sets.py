@@ -50,6 +50,22 @@ class ImageSet(ABC):
         """
         return int(self.targets[index])
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image in pixels, upright; a subclass may know them without decoding it."""
+        width, height = self.image(index).size
+        return height, width
+
+    def nothing(self, index: int) -> Any:
+        """A target like that of the image that counts for nothing: no label, unless a subclass has another kind."""
+        return UNLABELLED
+
+    def of_epoch(self, seed: int, epoch: int) -> ImageSet:
+        """The set as training sees it in one epoch: itself, unless its images are made anew each time (drawn scenes).
+
+        What is made anew is a function of (seed, epoch, index), so that a resumed run sees the same.
+        """
+        return self
+
     def subset(self, indices: Sequence[int] | torch.Tensor) -> ImageSet:
         """The images with these numbers, in this order."""
         return Subset(self, torch.as_tensor(indices, dtype=torch.int64))
@@ -77,6 +93,19 @@ class Subset(ImageSet):
     def where(self, index: int) -> str:
         """As the base set names it."""
         return self.base.where(int(self.indices[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """As the base set knows it."""
+        return self.base.size(int(self.indices[index]))
+
+    def nothing(self, index: int) -> Any:
+        """As the base set has it."""
+        return self.base.nothing(int(self.indices[index]))
+
+    def of_epoch(self, seed: int, epoch: int) -> ImageSet:
+        """The same choice out of the base set's epoch."""
+        base = self.base.of_epoch(seed, epoch)
+        return self if base is self.base else Subset(base, self.indices)
 
 
 class FileImages(ImageSet):

@@ -20,10 +20,19 @@ Transform = Callable[[Any, Any], tuple[torch.Tensor, Any]]
 
 
 class Transforms(NamedTuple):
-    """The transform of training and that of evaluation, each of (image, target)."""
+    """The transform of training and that of evaluation, each of (image, target).
+
+    Attributes:
+        train: of training; all images of one size.
+        evaluate: of evaluation.
+        look: of diagnosis, where every image must have as many tokens as the others; None: as evaluation.
+        whole: evaluation keeps the shape of each image, so that a batch can only hold images of one size.
+    """
 
     train: Transform
     evaluate: Transform
+    look: Transform | None = None
+    whole: bool = False
 
 
 class ImageOnly:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from deepvit.data.batched.mixing import BatchTransform
-from deepvit.data.batched.plan import EvalPlan, TrainPlan
+from deepvit.data.batched.plan import EvalPlan, SizedPlan, TrainPlan
 from deepvit.data.batched.seeds import global_seed, seed_of
 from deepvit.data.sets import ImageSet
 from deepvit.data.transforms import Transform
@@ -85,7 +85,7 @@ class Decoded:
     """Batches decoded from a set by a transform of (image, target); random ones seeded image by image.
 
     An image's augmentation depends on (seed, epoch, its number) only, whatever the batch size, the worker
-    or the process.
+    or the process; and so do the images of a set that makes them anew each epoch.
 
     Args:
         images: the set.
@@ -115,11 +115,13 @@ class Decoded:
         tensors: list[Tensor] = []
         targets: list[Any] = []
         skipped: list[str] = []
+        # what evaluation reads (no seed) is the same in every epoch
+        images = self.images if self.seed is None else self.images.of_epoch(self.seed, key.epoch)
         for number in key.numbers.tolist():
             for step in range(_TRIES if self.unreadable == "replace" else 1):
-                chosen = (number + step) % len(self.images)
+                chosen = (number + step) % len(images)
                 try:
-                    sample = self.images.image(chosen), self.images.target(chosen)
+                    sample = images.image(chosen), images.target(chosen)
                 except UserError as error:
                     if self.unreadable == "stop":
                         return Batch(torch.empty(0), None, [], str(error))
@@ -171,7 +173,7 @@ class BatchLoader:
     def __init__(
         self,
         source: BatchSource,
-        plan: TrainPlan | EvalPlan,
+        plan: TrainPlan | EvalPlan | SizedPlan,
         *,
         workers: int = 0,
         pin_memory: bool = False,

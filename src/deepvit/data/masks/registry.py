@@ -1,0 +1,70 @@
+"""The sources of images with masks, and opening by a data string. A new one is a file and a line of ``MASK_SOURCES``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepvit.data.masks.ade20k import ADE20K
+from deepvit.data.masks.cityscapes import CITYSCAPES
+from deepvit.data.masks.dataset import MaskData
+from deepvit.data.masks.local import MASK_FOLDER
+from deepvit.data.masks.scenes import DIGIT_SCENES
+from deepvit.data.masks.sets import PairedFiles
+from deepvit.data.masks.voc import VOC
+from deepvit.data.options import DataOptions
+from deepvit.data.sets import ImageSet, Subset
+from deepvit.data.sources.source import Sources
+from deepvit.data.split import evenly_spaced
+from deepvit.errors import UserError
+
+LOOKED_AT = 64
+"""Masks of each part that opening reads, evenly spaced; the others are checked when they are read."""
+
+MASK_SOURCES: Sources[MaskData] = Sources(
+    DIGIT_SCENES,
+    VOC,
+    CITYSCAPES,
+    ADE20K,
+    MASK_FOLDER,
+)
+
+
+def open_masks(spec: str, options: DataOptions | None = None, **given: Any) -> MaskData:
+    """Opens images with masks by a data string (``deepvit list data`` shows the forms).
+
+    Up to 64 masks of each part are read and checked; every other one when it is read.
+
+    Args:
+        spec: the string.
+        options: the source's own options.
+        **given: the same by name (``open_masks(folder, void=11)``), instead of ``options``.
+
+    Raises:
+        UserError: one line, for what a person can mend: images without masks, masks of another size, ids beyond the
+            classes, colours without a map, nothing but void, an option that the source does not take.
+    """
+    data = open_unchecked(spec, DataOptions.of(**given) if given else options)
+    assert options is None or not given
+    if data.faults:
+        raise UserError(data.faults[0])
+    for images in (data.train, data.val):
+        _look(images)
+    return data
+
+
+def open_unchecked(spec: str, options: DataOptions | None = None) -> MaskData:
+    """As ``open_masks``, but no mask is looked at, and what is wrong with the files stands in ``faults``."""
+    return MASK_SOURCES.open(spec, options)
+
+
+def table() -> list[dict[str, str]]:
+    """Rows for ``deepvit list data``."""
+    return MASK_SOURCES.table()
+
+
+def _look(images: ImageSet) -> None:
+    if not isinstance(images.base if isinstance(images, Subset) else images, PairedFiles):
+        return  # drawn scenes have nothing to mend
+    chosen = evenly_spaced(len(images), LOOKED_AT)
+    for index in range(len(images)) if chosen is None else chosen.tolist():
+        images.target(index)
