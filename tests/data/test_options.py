@@ -11,10 +11,10 @@ from data.conftest import classes, write_files
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from deepvit.data import SOURCES, DataOptions, ImageData, Source, open_data
-from deepvit.data.masks import MASK_SOURCES
 from deepvit.data.options import HeldOutOptions
 from deepvit.data.sources import Sources
 from deepvit.errors import UserError
+from deepvit.masks import MASK_SOURCES
 
 NAMES = [field.name for field in dataclasses.fields(DataOptions)]
 VALUES = {

@@ -84,7 +84,13 @@ class Regression(Task):
         return Error(self.facts["largest"])
 
     def predict(
-        self, network: nn.Module, images: Sequence[Path], input: InputSpec, options: Any, out: Path | None
+        self,
+        network: nn.Module,
+        images: Sequence[Path],
+        input: InputSpec,
+        options: Any,
+        infer: Any,
+        out: Path | None,
     ) -> Iterator[dict[str, Any]]:
         for path in images:
             with torch.inference_mode():

@@ -133,8 +133,10 @@ def pictures_of(spec: str, run: Subject | None = None) -> tuple[ImageSet, list[s
     Raises:
         UserError: nothing there, or a stream, which cannot be sampled.
     """
+    if run is not None and run.problem is not None and run.open is not None:
+        return run.problem.pictures(run.open()), run.class_names
     try:
-        data: Any = sources.open_data(spec) if run is None or run.open is None else run.open()
+        data: Any = sources.open_data(spec)
     except UserError as error:
         if not Path(spec).exists():
             raise
@@ -146,7 +148,7 @@ def pictures_of(spec: str, run: Subject | None = None) -> tuple[ImageSet, list[s
         raise UserError(
             f"{spec} is a stream and cannot be sampled for diagnosis: give a folder or a .tar of images"
         )
-    return data.val, getattr(data, "class_names", None)
+    return data.val, data.class_names
 
 
 def safe_name(name: str) -> str:

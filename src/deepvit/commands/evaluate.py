@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from deepvit.commands.command import Command
 from deepvit.data import AugmentConfig, DataOptions
 from deepvit.errors import UserError
 from deepvit.files import write_json
-from deepvit.options import build
-from deepvit.runs import load_deployed, pick_device
+from deepvit.options import Option, build, options_of
+from deepvit.parsing import checked
+from deepvit.runs import load_deployed, pick_device, read_card
 from deepvit.runs.folder import open_stored, stored_options
 from deepvit.tasks.task import Settings
 
@@ -26,6 +29,7 @@ def evaluate(
     workers: int | None = None,
     max_val_images: int | None = None,
     out: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measure the deployed model of a run on the validation images of a data set.
 
@@ -37,20 +41,21 @@ def evaluate(
         workers: processes that load large images.
         max_val_images: at most this many images, evenly spaced; by default all, and of the run's own data as many as it
             validated on.
-        out: a JSON file for the result.
+        out: a JSON file for the result, or a folder for result.json; pictures that the task draws lie beside it.
+        **options: those that the run's task has for asking its network.
 
     Returns:
         the figures of the run's task (``top1``, ``top5`` and ``loss`` of a classifier, for example), ``images``, and
         what the task tells by class.
 
     Raises:
-        UserError: no finished run there, or targets that the run does not know.
+        UserError: no finished run there, targets that the run does not know, an option that its task does not have.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
     model, card = load_deployed(run, pick_device(device))
     problem, config = card.problem, stored_options(run)
-    own = build(problem.options, config)
+    own, asked = build(problem.options, config), asking(problem, options)
     if data is None:
         limit = config.get("max_val_images") if max_val_images is None else max_val_images
         spec, opened = str(config["data"]), open_stored(problem, config)
@@ -59,20 +64,43 @@ def evaluate(
     settings = Settings(
         batch_size, AugmentConfig(), options=own, workers=workers, max_val_images=limit, progress=False
     )
-    meter: Any = problem.meter()
     images, where = 0, next(model.parameters()).device
+    meter: Any = problem.meter().to(where)  # type: ignore[attr-defined]
     with torch.inference_mode():
         for batch, targets in problem.validation(opened, card.input, settings):
-            output = problem.infer(model, batch.to(where, non_blocking=True))
-            meter.update(output.cpu() if isinstance(output, torch.Tensor) else output, targets)
+            meter.update(problem.infer(model, batch.to(where), asked), targets.to(where))
             images += len(batch)
     figures = {key: float(value) for key, value in meter.compute().items()}
     result = {
         "run": str(run), "data": spec, "task": card.task, "images": images, **figures, **problem.detail(meter, opened),
     }  # fmt: skip
     if out is not None:
-        write_json(out, result)
+        file = Path(out) if out.endswith(".json") else Path(out) / "result.json"
+        write_json(file, result)
+        problem.draw(result, file.with_suffix(""))
     return result
+
+
+def asking(problem: tasks.Task, options: dict[str, Any]) -> Any:
+    """How a run's network is asked: the task's ``infer_options`` from options by name.
+
+    Raises:
+        UserError: an option that the task does not have, or a value of another type.
+    """
+    kind = problem.infer_options
+    return build(kind, checked(options, options_of(kind), problem.name))
+
+
+def more(words: list[str]) -> Sequence[Option]:
+    """The options for asking the network of the run that the words name first."""
+    return options_of(task_of(words).infer_options)
+
+
+def task_of(words: list[str]) -> type[tasks.Task]:
+    """The task of the run that the words name first; the usual one where they name none."""
+    first = words[0] if words and not words[0].startswith("-") else None
+    named = first is not None and (Path(first) / "model.json").exists()
+    return tasks.find(read_card(str(first)).task if named else tasks.DEFAULT)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -89,6 +117,7 @@ def show(result: dict[str, Any]) -> None:
 COMMAND = Command(
     evaluate,
     show,
+    more,
     examples=(
         "deepvit evaluate runs/a",
         "deepvit evaluate runs/a --data OTHER_PHOTOS --out result.json",

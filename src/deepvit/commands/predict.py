@@ -10,12 +10,13 @@ import torch
 
 from deepvit import tasks
 from deepvit.commands.command import Command
+from deepvit.commands.evaluate import task_of
 from deepvit.data.layout import list_folder
 from deepvit.errors import UserError
 from deepvit.files import write_json
 from deepvit.options import Option, build, options_of
 from deepvit.parsing import checked
-from deepvit.runs import load_deployed, pick_device, read_card
+from deepvit.runs import load_deployed, pick_device
 
 
 class Predictions(list[dict[str, Any]]):
@@ -33,7 +34,8 @@ def predict(
         run: run folder.
         images: image files, or folders of them.
         device: auto, cpu, cuda, cuda:1, mps.
-        out: where the result is kept: a JSON file of a classifier's.
+        out: where the result is kept: a JSON file, or a folder, in which predictions.json and the task's own files (masks
+            of a segmentation) are written.
         **options: those that the run's task has, as ``topk`` of a classifier.
 
     Returns:
@@ -45,17 +47,19 @@ def predict(
     """
     model, card = load_deployed(run, pick_device(device))
     problem = card.problem
-    kind = problem.predict_options
-    own = build(kind, checked(options, options_of(kind), f"{card.task} prediction"))
+    own, asked = (
+        build(kind, checked(options, options_for(type(problem)), f"{card.task} prediction"))
+        for kind in (problem.predict_options, problem.infer_options)
+    )
     files = [file for name in images for file in image_files(name)]
     if not files:
         raise UserError(f"no image is in {', '.join(images)}")
     where = None if out is None else Path(out)
     with torch.inference_mode():
-        result = Predictions(problem.predict(model, files, card.input, own, where))
+        result = Predictions(problem.predict(model, files, card.input, own, asked, where))
     result.problem = problem
-    if where is not None and not where.is_dir():
-        write_json(where, list(result))
+    if where is not None:
+        write_json(where / "predictions.json" if where.is_dir() else where, list(result))
     return result
 
 
@@ -67,9 +71,12 @@ def image_files(name: str) -> list[Path]:
 
 def more(words: list[str]) -> Sequence[Option]:
     """The options of the task of the run that the words name first."""
-    first = words[0] if words and not words[0].startswith("-") else None
-    named = first is not None and (Path(first) / "model.json").exists()
-    return options_of(tasks.find(read_card(str(first)).task if named else tasks.DEFAULT).predict_options)
+    return options_for(task_of(words))
+
+
+def options_for(task: type[tasks.Task]) -> list[Option]:
+    """What a task takes when it predicts: its own options, and how its network is asked."""
+    return [*options_of(task.predict_options), *options_of(task.infer_options)]
 
 
 def show(result: Predictions) -> None:

@@ -46,7 +46,9 @@ def patch_mixing(
             sources, share = labels.sources.to(logits_BNK.dtype), labels.share.to(logits_BNK.dtype)
             # Labels sum to 1, so CE = logsumexp − <label, logits>: the dense labels are never built.
             agreement_BNS = torch.bmm(logits_BNK, sources.transpose(1, 2))
-            return (torch.logsumexp(logits_BNK, dim=-1) - (agreement_BNS * share).sum(dim=-1)).mean()
+            held_BN = share.sum(dim=-1)
+            cost_BN = torch.logsumexp(logits_BNK, dim=-1) * held_BN - (agreement_BNS * share).sum(dim=-1)
+            return cost_BN.sum() / held_BN.sum().clamp_min(1.0)
         expected = logits_BNK.shape[:2] if labels.ndim == 2 else logits_BNK.shape
         if labels.shape != expected:
             raise UserError(

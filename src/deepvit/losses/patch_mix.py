@@ -25,7 +25,8 @@ class PatchLabels:
 
     Attributes:
         sources: [B, S, K] label distribution of each source image, rows summing to 1.
-        share: [B, N, S] how much of each source a patch holds, rows summing to 1.
+        share: [B, N, S] how much of each source a patch holds, rows summing to 1, or to 0 for a patch without a label,
+            which counts for nothing.
         grid: (h, w) with N = h·w, patches in row-major order.
     """
 

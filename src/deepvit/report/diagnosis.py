@@ -13,6 +13,7 @@ from torch import nn
 from deepvit.collapse.measuring import measure
 from deepvit.report.account import account
 from deepvit.report.notebook import in_html, in_two_lines
+from deepvit.report.sections import Section
 from deepvit.report.spoken import SpokenMeasurements, SpokenVerdict, spoken
 from deepvit.report.store import plain
 from deepvit.report.write import write_report
@@ -60,6 +61,7 @@ def diagnose(
     maps: int = 4,
     notes: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
+    sections: Sequence[Section] = (),
 ) -> Report:
     """Measure attention collapse of any Vision Transformer on images, and say what it means.
 
@@ -86,6 +88,7 @@ def diagnose(
         notes: remarks for the report's account of how it was measured.
         provenance: facts for that account, such as ``data``; and ``train``, ``{"options": [...], "out": ...}``,
             the words after ``deepvit train`` that train this network, for the commands of the cures.
+        sections: shown in ``report.html`` before what is about collapse.
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
@@ -109,7 +112,7 @@ def diagnose(
     results.provenance["notes"] = [*notes, *account(results)]
     files: list[Path] = []
     if out is not None:
-        page = write_report(results, out, figures)
+        page = write_report(results, out, figures, sections)
         files = [page, Path(out) / "collapse.json"]
         if figures:
             files.append(Path(out) / "figures")

@@ -16,6 +16,7 @@ from deepvit.report import charts, page
 from deepvit.report.cure_commands import cure_rows
 from deepvit.report.payload import page_data
 from deepvit.report.run import run_curves
+from deepvit.report.sections import Section
 from deepvit.report.spoken import spoken
 from deepvit.report.store import save
 from deepvit.report.words import (
@@ -31,15 +32,20 @@ from deepvit.report.words import (
 )
 
 
-def write_report(results: Measurements, out: str | os.PathLike[str], figures: bool = False) -> Path:
+def write_report(
+    results: Measurements,
+    out: str | os.PathLike[str],
+    figures: bool = False,
+    sections: Sequence[Section] = (),
+) -> Path:
     """Write ``collapse.json`` and ``report.html`` into the folder ``out``; returns the path of the report.
 
     With ``figures`` the profiles and matrices are also written as PNG and SVG into ``out/figures``. Every
-    file appears whole or not at all.
+    file appears whole or not at all. ``sections``: shown before what is about collapse.
     """
     folder = Path(out)
     save(results, folder / "collapse.json")
-    path = write_atomic(folder / "report.html", report_html(results))
+    path = write_atomic(folder / "report.html", report_html(results, sections))
     if figures:
         # matplotlib costs a second to import, and most reports are read on a screen.
         from deepvit.report.figures import write_figures
@@ -48,7 +54,7 @@ def write_report(results: Measurements, out: str | os.PathLike[str], figures: bo
     return path
 
 
-def report_html(results: Measurements) -> bytes:
+def report_html(results: Measurements, sections: Sequence[Section] = ()) -> bytes:
     """The report of one model as a self-contained HTML page, in UTF-8."""
     results = spoken(results)
     found = charts.profiles([results], together=True)
@@ -58,6 +64,7 @@ def report_html(results: Measurements) -> bytes:
         "report.html.jinja",
         data,
         result=results,
+        sections=sections,
         subject=subject(results),
         trained=trained_facts(results),
         random=has_random_weights(results),

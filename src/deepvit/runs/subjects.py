@@ -18,6 +18,7 @@ from deepvit.errors import UserError
 from deepvit.runs.card import load_deployed
 from deepvit.runs.folder import open_stored, stored_options
 from deepvit.runs.inputs import input_of
+from deepvit.tasks import Task
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
@@ -26,7 +27,8 @@ CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 class Subject:
     """A network to look at, and how images have to be prepared for it.
 
-    ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known.
+    ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known;
+    ``problem`` opens it with the arguments ``opening`` behind its name.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     random: bool = False
     """Whether the weights are those that the network starts with: nothing was loaded."""
+    problem: Task | None = None
     open: Callable[[], Any] | None = None
     """Opens the data of a run as its task does."""
 
@@ -90,6 +93,7 @@ def from_run(path: Path) -> Subject:
     model, card = load_deployed(path)
     labels = card.problem.labels
     subject = Subject(path.resolve().name, model, card.input, None if labels is None else list(labels))
+    subject.problem = card.problem
     if (path / "config.yaml").exists():
         options = stored_options(path)
         subject.data = str(options["data"])

@@ -6,9 +6,10 @@ import difflib
 
 from deepvit.errors import UserError
 from deepvit.tasks.classification import Classification
+from deepvit.tasks.segmentation import Segmentation
 from deepvit.tasks.task import Column, Fitting, Meter, Mixed, NoOptions, Settings, Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Segmentation)}
 DEFAULT = Classification.name
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Meter",
     "Mixed",
     "NoOptions",
+    "Segmentation",
     "Settings",
     "Task",
     "find",

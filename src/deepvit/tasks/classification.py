@@ -226,7 +226,13 @@ class Classification(Task):
             )
 
     def predict(
-        self, network: nn.Module, images: Sequence[Path], input: InputSpec, options: Any, out: Path | None
+        self,
+        network: nn.Module,
+        images: Sequence[Path],
+        input: InputSpec,
+        options: Any,
+        infer: Any,
+        out: Path | None,
     ) -> Iterator[dict[str, Any]]:
         """``labels`` of each image, most probable first."""
         transform = transform_of(input)

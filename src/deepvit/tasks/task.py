@@ -7,16 +7,19 @@ A task is one class in one file, and one line in ``deepvit.tasks``. Its instance
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from deepvit.errors import UserError
+
 if TYPE_CHECKING:
-    from deepvit.data import AugmentConfig, DataOptions, InputSpec, Loaders
+    from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec, Loaders
     from deepvit.data.loaders import Data, Unreadable
+    from deepvit.report.sections import Section
 
 Criterion = Callable[[Any, Any], dict[str, Tensor]]
 """(output of the network, targets) → the terms of the loss by name, weighted: their sum is minimised."""
@@ -100,11 +103,16 @@ class Settings:
 
 @dataclass
 class Fitting:
-    """What training asks of a problem with its data: batches, the loss, and what is done to a batch on the device."""
+    """What training asks of a problem with its data: batches, the loss, and what is done to a batch on the device.
+
+    ``examples``: from a validation batch (images, output of ``infer``, targets) to a picture uint8 [3, H, W] for
+    TensorBoard; None where there is nothing to see.
+    """
 
     loaders: Loaders
     criterion: Criterion
     mix: Callable[[Tensor, Any], Mixed] | None = None
+    examples: Callable[[Tensor, Any, Any], Tensor] | None = None
 
 
 class Task(ABC):
@@ -117,11 +125,20 @@ class Task(ABC):
     """Key of the column that is best, shown and compared."""
     options: ClassVar[type[Any]] = NoOptions
     """Options of ``deepvit train`` that only this task has: a dataclass with a docstring a field."""
+    infer_options: ClassVar[type[Any]] = NoOptions
+    """The same for ``deepvit evaluate`` and ``deepvit predict``: how the network is asked."""
     predict_options: ClassVar[type[Any]] = NoOptions
-    """The same for ``deepvit predict``."""
+    """The same for ``deepvit predict`` alone."""
+    cells: ClassVar[int] = 8
+    """Patches along a side of small images, whose patch size is chosen for the user."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = dict(facts)
+
+    @classmethod
+    def defaults(cls, given: Collection[str] = ()) -> dict[str, Any]:
+        """Training options with another default for this task, by name; ``given``: names of those that were chosen."""
+        return {}
 
     @classmethod
     def column(cls, key: str | None = None) -> Column:
@@ -162,6 +179,14 @@ class Task(ABC):
     def width(self) -> int:
         """Outputs of the backbone's classifier; 0 for a backbone without one."""
 
+    def model_args(self, takes: Callable[[str], bool], options: Any) -> dict[str, Any]:
+        """Arguments of the backbone that this task needs unless the user gave them; ``takes`` says whether it has one."""
+        return {}
+
+    def input(self, input: InputSpec, options: Any) -> InputSpec:
+        """What a new network is trained on, from what its backbone is made for."""
+        return input
+
     def network(self, backbone: nn.Module, input: InputSpec) -> nn.Module:
         """The network of the problem: the backbone itself, or with what the task puts behind it."""
         return backbone
@@ -190,8 +215,8 @@ class Task(ABC):
     def meter(self) -> Meter:
         """A fresh meter that gives the task's columns."""
 
-    def infer(self, network: nn.Module, images: Tensor) -> Any:
-        """What the meter takes, from images [B, 3, H, W]."""
+    def infer(self, network: nn.Module, images: Tensor, options: Any = None) -> Any:
+        """What the meter takes, from images [B, 3, H, W]; ``options``: of ``infer_options``, None for their defaults."""
         return network(images)
 
     def detail(self, meter: Any, data: Any) -> dict[str, Any]:
@@ -203,11 +228,46 @@ class Task(ABC):
         """Print what ``detail`` put into the result of an evaluation."""
         return
 
+    @classmethod
+    def draw(cls, result: Mapping[str, Any], stem: Path) -> list[Path]:
+        """Draw what ``detail`` put into a result, into files whose names begin with ``stem``."""
+        return []
+
+    def pictures(self, data: Any) -> ImageSet:
+        """The validation images as a collapse report takes them: with labels, or with no target at all.
+
+        Raises:
+            UserError: a stream, which has no random access.
+        """
+        from deepvit.data import ImageSet
+
+        if not isinstance(data.val, ImageSet):
+            raise UserError(
+                f"{data.spec} is a stream and cannot be sampled for diagnosis: give a folder or a .tar of images"
+            )
+        return data.val
+
+    def report_parts(
+        self, network: nn.Module, data: Any, input: InputSpec, settings: Settings
+    ) -> Sequence[Section]:
+        """Sections for the report of a run, before those on collapse: how well the network does its task, and where not."""
+        return ()
+
     @abstractmethod
     def predict(
-        self, network: nn.Module, images: Sequence[Path], input: InputSpec, options: Any, out: Path | None
+        self,
+        network: nn.Module,
+        images: Sequence[Path],
+        input: InputSpec,
+        options: Any,
+        infer: Any,
+        out: Path | None,
     ) -> Iterator[dict[str, Any]]:
-        """One result an image, as JSON, while they are read; raises ``UserError`` for one that cannot be read."""
+        """One result an image, as JSON, while they are read; raises ``UserError`` for one that cannot be read.
+
+        ``options`` and ``infer``: of ``predict_options`` and ``infer_options``. ``out``: a JSON file that the caller writes,
+        or a folder for files of this task's own.
+        """
 
     def told(self, row: Mapping[str, Any]) -> str:
         """A result of ``predict`` as a line for the terminal."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from deepvit import cures, models
 from deepvit.data import ImageSet
 from deepvit.data.augmentation import SMALL_SIDE
 from deepvit.errors import UserError
+from deepvit.models.arguments import accepted
 from deepvit.runs.card import ModelCard, load_deployed, read_card
 from deepvit.runs.inputs import input_of
 from deepvit.tasks import Task
 from deepvit.training.config import ModelOptions, TrainConfig
 
 
-def sized_for(options: ModelOptions, native_size: int | None) -> dict[str, Any]:
+def sized_for(options: ModelOptions, native_size: int | None, cells: int = 8) -> dict[str, Any]:
     """The model's arguments with ``img_size`` and ``patch_size`` for small images, unless the user gave them.
 
     Images of at most 96 pixels are taken at their own size, with patches that give a grid of about 8 × 8 (4 × 4
@@ -29,13 +29,14 @@ def sized_for(options: ModelOptions, native_size: int | None) -> dict[str, Any]:
     Args:
         options: those of the model.
         native_size: side of the data set's images in pixels, or None when they are large or differ.
+        cells: patches along a side (``Task.cells``).
     """
     arguments = dict(options.args)
     if native_size is None or native_size > SMALL_SIDE or {"img_size", "patch_size"} & set(arguments):
         return arguments
     if options.weights is not None or not takes(options.name, "patch_size"):
         return arguments
-    patch = max(2, native_size // 8)
+    patch = max(2, native_size // cells)
     side = -(-native_size // patch) * patch
     return {"img_size": side, "patch_size": patch, **arguments}
 
@@ -57,7 +58,7 @@ def takes(name: str, argument: str) -> bool:
             model = timm.create_model(name)
         except Exception:  # a model that cannot be built bare says so when it is built in earnest
             return False
-    return argument in inspect.signature(type(model).__init__).parameters
+    return argument in accepted(type(model))
 
 
 def build_model(config: TrainConfig, problem: Task, native_size: int | None) -> tuple[nn.Module, ModelCard]:
@@ -70,23 +71,32 @@ def build_model(config: TrainConfig, problem: Task, native_size: int | None) -> 
     for name, why in (("num_classes", "comes from the data"), ("in_chans", "is 3: grey images become RGB")):
         if name in asked.args:
             raise UserError(f"--model.{name} {why}; leave it out")
-    arguments = sized_for(asked, native_size)
+    if asked.head_dropout is not None and not problem.width:
+        raise UserError(
+            f"--head_dropout goes before a classifier of whole images, which {problem.name} has not"
+        )
+    sized = sized_for(asked, native_size, problem.cells)
     for name, value in (("drop_path_rate", asked.drop_path), ("drop_rate", asked.head_dropout)):
         if value is not None:
             if name in asked.args:
                 raise UserError(f"--model.{name} is given twice, also by its own option: leave one out")
-            arguments[name] = value
+            sized[name] = value
     if asked.weights is not None and (Path(asked.weights) / "model.json").exists():
-        return from_run(config, problem, arguments)
+        return from_run(config, problem, sized)
+    arguments = needed(asked.name, config, problem) | sized
     pretrained = asked.weights == "pretrained"
     backbone = models.create(asked.name, num_classes=problem.width, pretrained=pretrained, **arguments)
     if asked.weights is not None and not pretrained:
         state = models.load_state(asked.weights)
         models.load_weights(backbone, state, source=asked.weights, name=asked.name, reset_classifier=True)
     backbone, present = cured(backbone, config, [])
-    return finished(
-        backbone, problem, ModelCard(asked.name, arguments, input_of(backbone, arguments), cures=present)
-    )
+    card = ModelCard(asked.name, arguments, input_of(backbone, arguments), cures=present)
+    return finished(backbone, config, problem, card)
+
+
+def needed(name: str, config: TrainConfig, problem: Task) -> dict[str, Any]:
+    """Arguments that the task needs of a model of that name."""
+    return problem.model_args(lambda argument: takes(name, argument), config.own)
 
 
 def from_run(config: TrainConfig, problem: Task, arguments: dict[str, Any]) -> tuple[nn.Module, ModelCard]:
@@ -99,7 +109,7 @@ def from_run(config: TrainConfig, problem: Task, arguments: dict[str, Any]) -> t
     old = read_card(folder)
     if config.model.name not in (old.arch, ModelOptions().name):
         raise UserError(f"--weights {folder} holds {old.arch}, not {config.model.name}: leave out --model")
-    arguments = {**old.model_args, **arguments}
+    arguments = {**needed(old.arch, config, problem), **old.model_args, **arguments}
     backbone = models.create(old.arch, num_classes=problem.width, **arguments)
     backbone = cures.reapply(backbone, old.cures) if old.cures else backbone
     trained, _ = load_deployed(folder)
@@ -109,9 +119,11 @@ def from_run(config: TrainConfig, problem: Task, arguments: dict[str, Any]) -> t
     models.load_weights(backbone, state, source=file, name=old.arch, reset_classifier=other)
     backbone, present = cured(backbone, config, old.cures)
     card = ModelCard(old.arch, arguments, input_of(backbone, arguments), cures=present)
-    network, card = finished(backbone, problem, card)
-    if not other and network is not backbone and present == old.cures:
-        network.load_state_dict(trained.state_dict())  # the parts that the task put behind the backbone too
+    network, card = finished(backbone, config, problem, card)
+    if not other and network is not backbone:  # what the task put behind the backbone too
+        inner = {f"{name}." for name, part in network.named_modules() if part is problem.backbone(network)}
+        behind = {k: v for k, v in trained.state_dict().items() if not k.startswith(tuple(inner))}
+        network.load_state_dict(behind, strict=False)
     return network, card
 
 
@@ -137,7 +149,9 @@ def cured(
     return backbone, list(backbone.deepvit_cures)  # type: ignore[arg-type]
 
 
-def finished(backbone: nn.Module, problem: Task, card: ModelCard) -> tuple[nn.Module, ModelCard]:
+def finished(
+    backbone: nn.Module, config: TrainConfig, problem: Task, card: ModelCard
+) -> tuple[nn.Module, ModelCard]:
     """The whole network in training mode, and its card with the task and its facts."""
-    card.task, card.facts = problem.name, problem.facts
+    card.task, card.facts, card.input = problem.name, problem.facts, problem.input(card.input, config.own)
     return problem.network(backbone, card.input).train(), card

@@ -6,6 +6,7 @@ They are nested by what belongs together; who types an option sees one flat list
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -102,18 +103,22 @@ class OptimOptions:
 
     epochs: int = 20
     """Passes over the training images."""
+    iterations: int | None = None
+    """Steps of the optimizer instead of `epochs`: the run ends with the epoch in which they are reached."""
     batch_size: int = 64
     """Images of one step on one device."""
     accumulate: int = 1
     """Batches whose gradients are added up before each step of the optimizer."""
     lr: float | None = None
     """Peak learning rate; by default 1e-3 x sqrt(images a step / 256), between 5e-4 and 2e-3."""
+    schedule: Literal["cosine", "poly"] = "cosine"
+    """How the learning rate falls after the warm-up: by a cosine, or linearly (poly of power 1)."""
     min_lr: float = 1e-5
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedule."""
     warmup_steps: int | None = None
     """Steps of linear warm-up from 1e-6; by default 5% of all steps, at least 10 and at most 10,000."""
     cooldown_epochs: int = 0
-    """Epochs at the minimum learning rate after the cosine, in addition to `epochs`."""
+    """Epochs at the minimum learning rate after the schedule, in addition to `epochs` or `iterations`."""
     weight_decay: float = 0.05
     """Decoupled weight decay (norms, biases, tokens and position tables are exempt)."""
     layer_decay: float | None = None
@@ -127,6 +132,8 @@ class OptimOptions:
     on_nonfinite: str = "stop"
     """What a step with a gradient that is not finite does: stop, skip:N (leave out up to N such steps) or fp32_attention
     (leave it out, and compute attention in float32 from then on)."""
+    grad_checkpointing: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: less memory, a third more time."""
     seed: int = 0
     """Seed of everything random: weights, order, augmentation, dropout."""
 
@@ -134,7 +141,7 @@ class OptimOptions:
         """Refuse values that cannot be meant, each by its name."""
         for name, least in (
             ("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("cooldown_epochs", 0), ("clip_grad", 0),
-            ("weight_decay", 0), ("min_lr", 0), ("seed", 0), ("warmup_steps", 0),
+            ("weight_decay", 0), ("min_lr", 0), ("seed", 0), ("warmup_steps", 0), ("iterations", 1),
         ):  # fmt: skip
             at_least(name, getattr(self, name), least)
         below_one("ema_decay", self.ema_decay)
@@ -213,8 +220,13 @@ class _Groups:
 
 
 def train_options(task: str = tasks.DEFAULT) -> tuple[Option, ...]:
-    """The options of ``deepvit train`` for a task, its own ones last."""
-    return (*options_of(_Groups), *options_of(tasks.find(task).options))
+    """The options of ``deepvit train`` for a task, with its defaults, its own ones last."""
+    kind = tasks.find(task)
+    defaults = {"task": task, **kind.defaults()}
+    return tuple(
+        dataclasses.replace(option, default=defaults[option.name]) if option.name in defaults else option
+        for option in (*options_of(_Groups), *options_of(kind.options))
+    )
 
 
 class TrainConfig:
@@ -230,7 +242,7 @@ class TrainConfig:
     def __init__(self, **options: Any) -> None:
         self.task = str(options.get("task", tasks.DEFAULT))
         kind = tasks.find(self.task)
-        values = checked(options, train_options(self.task), "training", HINT)
+        values = kind.defaults(options) | checked(options, train_options(self.task), "training", HINT)
         groups = build(_Groups, values)
         self.model: ModelOptions = groups.model
         self.cure: CureOptions = groups.cure
@@ -244,7 +256,7 @@ class TrainConfig:
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of the cosine and of the cool-down."""
+        """Epochs of the schedule and of the cool-down, where they are not counted in steps."""
         return self.optim.epochs + self.optim.cooldown_epochs
 
     def options(self) -> dict[str, Any]:

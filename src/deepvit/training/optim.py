@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule: AdamW over timm's parameter groups, cosine with warm-up counted in steps."""
+"""Optimizer and learning-rate schedule: AdamW over timm's parameter groups, warm-up counted in steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from torch import nn
 
 from deepvit.errors import UserError
@@ -79,18 +79,29 @@ def build_optimizer(
 
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: OptimOptions, steps_per_epoch: int
-) -> CosineLRScheduler:
-    """Linear warm-up from 1e-6, cosine to ``min_lr`` at the end of ``epochs``, then constant (cool-down).
+) -> CosineLRScheduler | PolyLRScheduler:
+    """Linear warm-up from 1e-6, cosine or line to ``min_lr`` at the end of ``epochs`` or ``iterations``, then constant.
+
+    ``poly`` is segmentation's usual ``(1 - step / steps)^power`` with power 1, times the peak from the first step on: the
+    line starts at the peak at step 0, not where the warm-up ends.
 
     The result is timm's scheduler: ``step_update(number of steps done)`` sets the rate of the next step and
     honours each group's ``lr_scale`` (layer-wise decay).
     """
-    total = max(config.epochs * steps_per_epoch, 1)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=total,
-        lr_min=config.min_lr,
-        warmup_t=warmup_steps(config, total),
-        warmup_lr_init=1e-6,
-        t_in_epochs=False,
-    )
+    total = max(config.iterations or config.epochs * steps_per_epoch, 1)
+    common = {
+        "t_initial": total,
+        "lr_min": config.min_lr,
+        "warmup_t": warmup_steps(config, total),
+        "warmup_lr_init": 1e-6,
+        "t_in_epochs": False,
+    }
+    if config.schedule == "poly":
+        return PolyLRScheduler(optimizer, power=1.0, **common)
+    return CosineLRScheduler(optimizer, **common)
+
+
+def epochs_of(config: OptimOptions, steps_per_epoch: int) -> int:
+    """Epochs of the whole run: ``epochs``, or as many whole ones as hold ``iterations``, and those of the cool-down."""
+    epochs = config.epochs if config.iterations is None else -(-config.iterations // steps_per_epoch)
+    return epochs + config.cooldown_epochs

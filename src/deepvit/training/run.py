@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import lightning
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from deepvit import tasks
 from deepvit.data import Loaders
@@ -32,6 +32,7 @@ from deepvit.training.checkpoints import newest_good
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
 from deepvit.training.objective import Objective
+from deepvit.training.optim import epochs_of
 from deepvit.training.trainee import Trainee
 from deepvit.training.trainer import build_trainer, fit
 
@@ -104,6 +105,8 @@ class Prepared:
     problem: Task
     objective: Objective
     loaders: Loaders
+    data: Any
+    examples: Callable[[Tensor, Any, Any], Tensor] | None = None
 
 
 def prepared(config: TrainConfig) -> Prepared:
@@ -122,7 +125,7 @@ def prepared(config: TrainConfig) -> Prepared:
         problem.backbone(network), fitting.criterion, classes=problem.classes, weights=config.loss.weights,
         options=config.loss.args, mix=fitting.mix,
     )  # fmt: skip
-    return Prepared(network, card, problem, objective, fitting.loaders)
+    return Prepared(network, card, problem, objective, fitting.loaders, data, fitting.examples)
 
 
 def _train(config: TrainConfig, out: Path) -> Run:
@@ -132,7 +135,12 @@ def _train(config: TrainConfig, out: Path) -> Run:
     loaders.setup("fit")
     trainer, progress = build_trainer(config, out)
     steps, images_per_step = steps_of(loaders, trainer, config)
-    module = Trainee(parts.network, parts.objective, parts.problem, config, steps, images_per_step, out)
+    trainer.fit_loop.max_epochs = epochs_of(config.optim, steps)
+    if config.optim.grad_checkpointing:
+        checkpoint_blocks(parts.problem.backbone(parts.network))
+    module = Trainee(
+        parts.network, parts.objective, parts.problem, config, steps, images_per_step, out, parts.examples
+    )
 
     # From here on files are written: everything that the user could have got wrong has been looked at.
     loaders.train_dataloader()  # an augmentation that cannot be read is told here
@@ -147,7 +155,7 @@ def _train(config: TrainConfig, out: Path) -> Run:
         announce(config, out, parts.network, card, loaders, trainer)
         fit(trainer, module, BatchModule(loaders), resumed, out)
         if not progress.rows:  # it had ended before, and only its record was missing
-            progress.read(config.total_epochs)
+            progress.read(epochs_of(config.optim, steps))
         network = module.evaluated
         card.weights = "ema" if module.ema is not None else "last"
         if config.result.keep == "best":
@@ -158,7 +166,7 @@ def _train(config: TrainConfig, out: Path) -> Run:
         network = network.cpu().eval()
         save_deployed(out, network, card)
         info = record(config, module, card, progress, time.time() - started, loaders.skipped)
-        diagnose_run(config, out, network, card, loaders, info, progress.rows)
+        diagnose_run(config, out, network, parts, info, progress.rows)
         write_json(out / "run.json", info)  # last: a folder with this file is a finished run
         return Run(out, info)
 
@@ -177,6 +185,18 @@ def settings_of(config: TrainConfig) -> Settings:
         unreadable=config.data.unreadable,
         progress=config.run.progress,
     )
+
+
+def checkpoint_blocks(backbone: torch.nn.Module) -> None:
+    """Have a backbone compute its blocks again in the backward pass.
+
+    Raises:
+        UserError: a network that cannot.
+    """
+    try:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):  # timm's networks without it assert
+        raise UserError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out") from None
 
 
 def steps_of(loaders: Loaders, trainer: lightning.Trainer, config: TrainConfig) -> tuple[int, int]:
@@ -251,12 +271,11 @@ def diagnose_run(
     config: TrainConfig,
     out: Path,
     network: torch.nn.Module,
-    card: ModelCard,
-    loaders: Loaders,
+    parts: Prepared,
     info: dict[str, Any],
     rows: list[dict[str, Any]],
 ) -> None:
-    """Write ``collapse.json`` and ``report.html`` of the deployed weights.
+    """Write ``collapse.json`` and ``report.html`` of the deployed weights, with what the task adds to the latter.
 
     A network without attention over tokens has no such report: the reason is printed and training counts as done.
     """
@@ -264,6 +283,7 @@ def diagnose_run(
         return
     from deepvit.report import diagnose
 
+    card, loaders = parts.card, parts.loaders
     try:
         diagnose(
             network,
@@ -274,6 +294,7 @@ def diagnose_run(
             class_names=card.problem.labels,
             normalize=(card.input.mean, card.input.std),
             progress=False,
+            sections=card.problem.report_parts(network, parts.data, card.input, settings_of(config)),
             provenance={
                 "data": config.data.spec,
                 "train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Trainee(lightning.LightningModule):
         steps_per_epoch: optimizer steps of one epoch.
         images_per_step: images of one optimizer step, over all devices.
         out: run folder, where a step with numbers that are not finite is kept; None keeps nothing.
+        examples: makes a picture of the first validation batch, for TensorBoard (``Fitting.examples``).
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Trainee(lightning.LightningModule):
         steps_per_epoch: int,
         images_per_step: int,
         out: Path | None = None,
+        examples: Callable[[Tensor, Any, Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -54,6 +57,7 @@ class Trainee(lightning.LightningModule):
         # A plain attribute, not a submodule: the compiled form shares the parameters under other names.
         self._forward = [torch.compile(model) if config.run.compile else model]
         self.meter: Any = problem.meter()
+        self.examples = examples
         self.val_results: dict[str, float] = {}
         self.out = out
         self.guard = Guard(Policy.read(config.optim.on_nonfinite))
@@ -176,7 +180,7 @@ class Trainee(lightning.LightningModule):
             self.ema.update(self.model, step=self.global_step)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and the cosine schedule, stepped once an optimizer step."""
+        """AdamW and the schedule, stepped once an optimizer step."""
         extra = self.objective if any(True for _ in self.objective.parameters()) else None
         optimizer = build_optimizer(
             self.model, extra, self.config.optim, peak_lr(self.config.optim, self.images_per_step)
@@ -193,7 +197,12 @@ class Trainee(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
         """Measure the evaluated weights."""
         images, targets = batch[0], batch[1]
-        self.meter.update(self.problem.infer(self.evaluated, images), targets)
+        output = self.problem.infer(self.evaluated, images)
+        self.meter.update(output, targets)
+        if self.examples is not None and batch_idx == 0 and self.trainer.is_global_zero:
+            picture = self.examples(images, output, targets)
+            for logger in self.loggers:
+                logger.experiment.add_image("val/examples", picture, self.global_step)  # type: ignore[attr-defined]
 
     def on_validation_epoch_end(self) -> None:
         """Reduce over devices and keep the numbers where callbacks find them."""

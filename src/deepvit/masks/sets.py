@@ -12,9 +12,9 @@ import torch
 from PIL import ExifTags, Image
 
 from deepvit.data.images import decode, reading, upright
-from deepvit.data.masks.ids import Ids
 from deepvit.data.sets import UNLABELLED, ImageSet, Subset
 from deepvit.errors import UserError
+from deepvit.masks.ids import Ids
 
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 

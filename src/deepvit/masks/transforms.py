@@ -13,8 +13,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
 from deepvit.data.inputs import InputSpec, Size
-from deepvit.data.masks.augmentation import SceneAugment
 from deepvit.data.transforms import Transforms
+from deepvit.masks.augmentation import SceneAugment
 
 TRIES = 10
 HUE = 1 / 7

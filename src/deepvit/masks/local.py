@@ -12,11 +12,6 @@ import torch
 from deepvit.data.dataset import some
 from deepvit.data.images import decode, reading
 from deepvit.data.layout import TRAIN_NAMES, VAL_NAMES
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.ids import VOID, VOID_NAME, ColourIds, Ids, TableIds, ids_of, read_colours, void_of
-from deepvit.data.masks.pairs import Pairs, pair
-from deepvit.data.masks.palette import Colour, palette
-from deepvit.data.masks.sets import PairedFiles
 from deepvit.data.options import (
     ClassCountOption,
     ClassMapOption,
@@ -27,6 +22,11 @@ from deepvit.data.options import (
 from deepvit.data.sources.source import Source
 from deepvit.data.split import DEFAULT_VAL_FRACTION, stratified_split
 from deepvit.errors import UserError
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.ids import VOID, VOID_NAME, ColourIds, Ids, TableIds, ids_of, read_colours, void_of
+from deepvit.masks.pairs import Pairs, pair
+from deepvit.masks.palette import Colour, palette
+from deepvit.masks.sets import PairedFiles
 
 IMAGES = ("images", "image", "imgs", "img")
 MASKS = ("masks", "mask", "annotations", "labels", "label")

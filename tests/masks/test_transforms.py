@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.masks.made import COLOURS, blobs, pairs, save
+from masks.made import COLOURS, blobs, pairs, save
 from PIL import Image
 
 from deepvit.data import InputSpec, Loaders
 from deepvit.data.batched.plan import SizedPlan
-from deepvit.data.masks import SceneAugment, mask_transforms, open_masks
-from deepvit.data.masks.transforms import Cut
 from deepvit.errors import UserError
+from deepvit.masks import SceneAugment, mask_transforms, open_masks
+from deepvit.masks.transforms import Cut
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

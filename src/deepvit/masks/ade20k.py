@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.ids import TableIds
-from deepvit.data.masks.pairs import pair
-from deepvit.data.masks.palette import palette
-from deepvit.data.masks.sets import PairedFiles
 from deepvit.data.options import NoOptions
 from deepvit.data.sources.source import Source
 from deepvit.errors import UserError
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.ids import TableIds
+from deepvit.masks.pairs import pair
+from deepvit.masks.palette import palette
+from deepvit.masks.sets import PairedFiles
 
 INSIDE = "ADEChallengeData2016"
 IMAGES, MASKS = "images", "annotations"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepvit.data.masks.ade20k import ADE20K
-from deepvit.data.masks.cityscapes import CITYSCAPES
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.local import MASK_FOLDER
-from deepvit.data.masks.scenes import DIGIT_SCENES
-from deepvit.data.masks.sets import file_pair
-from deepvit.data.masks.voc import VOC
 from deepvit.data.options import DataOptions
 from deepvit.data.sets import ImageSet
 from deepvit.data.sources.source import Sources
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
+from deepvit.masks.ade20k import ADE20K
+from deepvit.masks.cityscapes import CITYSCAPES
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.local import MASK_FOLDER
+from deepvit.masks.scenes import DIGIT_SCENES
+from deepvit.masks.sets import file_pair
+from deepvit.masks.voc import VOC
 
 LOOKED_AT = 64
 """Masks of each part that opening reads, evenly spaced; the others are checked when they are read."""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.ids import VOID, TableIds
-from deepvit.data.masks.palette import palette
-from deepvit.data.masks.sets import PairedFiles
 from deepvit.data.options import DownloadOption, RootOption
 from deepvit.data.sources.foreign import one_line
 from deepvit.data.sources.source import Source
 from deepvit.errors import UserError
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.ids import VOID, TableIds
+from deepvit.masks.palette import palette
+from deepvit.masks.sets import PairedFiles
 
 CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

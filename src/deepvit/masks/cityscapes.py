@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.ids import VOID, TableIds
-from deepvit.data.masks.pairs import Pairs, pair
-from deepvit.data.masks.sets import PairedFiles
 from deepvit.data.options import NoOptions
 from deepvit.data.sources.source import Source
 from deepvit.errors import UserError
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.ids import VOID, TableIds
+from deepvit.masks.pairs import Pairs, pair
+from deepvit.masks.sets import PairedFiles
 
 IMAGES, MASKS = "leftImg8bit", "gtFine"
 IMAGE_END, MASK_END = "_leftImg8bit", "_gtFine_labelIds"

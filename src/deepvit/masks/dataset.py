@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from deepvit.data.inputs import InputSpec
-from deepvit.data.masks.augmentation import SceneAugment
-from deepvit.data.masks.palette import Colour
-from deepvit.data.masks.sets import MaskSet
-from deepvit.data.masks.transforms import mask_transforms
 from deepvit.data.sets import ImageSet
 from deepvit.data.transforms import Transforms
+from deepvit.masks.augmentation import SceneAugment
+from deepvit.masks.palette import Colour
+from deepvit.masks.sets import MaskSet
+from deepvit.masks.transforms import mask_transforms
 
 
 @dataclass

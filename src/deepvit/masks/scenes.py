@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from deepvit.data.batched.seeds import seed_of
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.ids import VOID
-from deepvit.data.masks.palette import palette
-from deepvit.data.masks.sets import MaskSet
 from deepvit.data.options import NoOptions, SceneOptions
 from deepvit.data.sets import UNLABELLED, ImageSet
 from deepvit.data.sources.digits import CLASS_NAMES, open_digits
 from deepvit.data.sources.source import Source
 from deepvit.errors import UserError
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.ids import VOID
+from deepvit.masks.palette import palette
+from deepvit.masks.sets import MaskSet
 
 Array = np.ndarray[Any, Any]
 SIZE = 48

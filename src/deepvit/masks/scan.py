@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.ids import UNKNOWN, Array
-from deepvit.data.masks.sets import file_pair
 from deepvit.data.sets import ImageSet
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.ids import UNKNOWN, Array
+from deepvit.masks.sets import file_pair
 
 THREADS = 4
 COUNTED = 2000

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from deepvit.data.dataset import some
-from deepvit.data.masks.palette import Colour
 from deepvit.errors import UserError
+from deepvit.masks.palette import Colour
 from deepvit.parsing import read_yaml
 
 VOID = 255

@@ -23,10 +23,10 @@ from deepvit.data.checking import (
     unreadable,
 )
 from deepvit.data.dataset import UNLEARNT, class_note, count, some
-from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.ids import TableIds
-from deepvit.data.masks.scan import THREADS, Counted, count_masks
-from deepvit.data.masks.sets import file_pair
+from deepvit.masks.dataset import MaskData
+from deepvit.masks.ids import TableIds
+from deepvit.masks.scan import THREADS, Counted, count_masks
+from deepvit.masks.sets import file_pair
 
 MUCH_IGNORED = 0.3
 """Share of pixels that do not count above which that is said."""
@@ -202,8 +202,8 @@ def off_by_one(masks: Sequence[Counted], data: MaskData, pixels: Any) -> list[Fi
         return [
             Finding(
                 "wrong",
-                f"ids seem to be off by one: {first} never occurs, and {after} occurs in {count(beyond, 'mask', 'masks')}; try "
-                f"--data.first_id {first + 1}",
+                f"ids seem to be off by one: {first} never occurs, and {after} occurs in "
+                f"{count(beyond, 'mask', 'masks')}; try --data.first_id {first + 1}",
             )
         ]
     if not int(pixels[0]) and data.num_classes > 1:

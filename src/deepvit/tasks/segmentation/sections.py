@@ -1,0 +1,72 @@
+"""What a segmentation run's report shows before the collapse of its backbone: examples, IoU by class, confusion."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepvit.report.sections import Picture, Section, png_uri
+from deepvit.tasks.segmentation.confusion import scores
+
+Array = np.ndarray[Any, Any]
+EXAMPLES = 6
+SMALL, WIDE = 160, 960
+"""Pixels: a part of a strip is enlarged to the one, a strip shrunk to the other."""
+
+
+def example_section(strips: Sequence[tuple[Array, str]]) -> Section:
+    """Strips of ``overlays.strip`` with their captions."""
+    pictures = []
+    for strip, caption in strips:
+        image = Image.fromarray(strip)
+        if image.height < SMALL:
+            times = -(-SMALL // image.height)
+            image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+        image.thumbnail((WIDE, WIDE), Image.Resampling.LANCZOS)
+        pictures.append(Picture(png_uri(image), caption, image.width))
+    intro = (
+        "Validation images, evenly spaced: the image, the truth, what the network says, and where that is wrong (red). Grey "
+        "pixels do not count."
+    )
+    return Section("examples", "What it says", intro, pictures)
+
+
+def class_section(matrix: Array, names: Sequence[str], palette: Sequence[Sequence[int]]) -> Section:
+    """IoU and accuracy by class, from the worst on, and what each is most often taken for."""
+    found = scores(matrix)
+    rows = []
+    for i in np.argsort(np.nan_to_num(found.iou, nan=2.0), kind="stable"):
+        wrong = matrix[i].copy()
+        wrong[i] = 0
+        taken = names[int(wrong.argmax())] if wrong.any() else "–"
+        share = 100 * matrix[i].sum() / max(matrix.sum(), 1)
+        rows.append([names[i], told(found.iou[i]), told(found.accuracy[i]), f"{share:.1f}", taken])
+    left_out = [names[i] for i in range(len(names)) if np.isnan(found.iou[i])]
+    intro = (
+        f"mIoU {100 * found.miou:.2f}%, mean accuracy {100 * found.mean_accuracy:.2f}%, pixel accuracy "
+        f"{100 * found.pixel_accuracy:.2f}%, over all validation images."
+    )
+    if left_out:
+        intro += f" Left out of the mean, as neither truth nor prediction has them: {', '.join(left_out)}."
+    headings = ("class", "IoU %", "accuracy %", "share of pixels %", "most often taken for")
+    return Section("classes", "Class by class", intro, (), headings, rows)
+
+
+def confusion_section(png: bytes) -> Section:
+    """The picture of the confusion matrix."""
+    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    return Section(
+        "confusion",
+        "Confusion",
+        "",
+        [Picture(source, "Each row is a class: what its pixels were taken for.", 720)],
+    )
+
+
+def told(value: float) -> str:
+    """A share in percent, a dash where there is none."""
+    return "–" if np.isnan(value) else f"{100 * value:.2f}"
