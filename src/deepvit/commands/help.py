@@ -147,7 +147,9 @@ def told_default(option: Option) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = " ".join(map(str, value))
     if isinstance(value, dict):
-        value = ", ".join(f"{key} {number:g}" for key, number in value.items())
+        value = ", ".join(
+            f"{key} {told:g}" if isinstance(told, float) else f"{key} {told}" for key, told in value.items()
+        )
     return f" [{'on; --' + option.typed + ' false' if value is True else value}]"
 
 

@@ -32,8 +32,14 @@ class Data(Protocol):
     """What loaders ask of opened data; classification's ``ImageData`` has more."""
 
     spec: str
-    train: ImageSet | StreamImages
-    val: ImageSet | StreamImages
+
+    @property
+    def train(self) -> ImageSet | StreamImages:
+        """What is trained on."""
+
+    @property
+    def val(self) -> ImageSet | StreamImages:
+        """What is validated on."""
 
     def account(self) -> list[str]:
         """What a person should know about it, one line each."""
