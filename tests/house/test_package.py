@@ -22,7 +22,7 @@ ROOT = SOURCES.parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Import name → the package that is installed for it, where the two differ.
-INSTALLED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # What comes with a declared dependency by its own promise.
 BROUGHT = {"markupsafe": "jinja2", "docstring_parser": "jsonargparse", "triton": "torch"}
 

@@ -45,7 +45,7 @@ def evaluate(
         **options: those that the run's task has for asking its network.
 
     Returns:
-        the figures of the run's task (``top1``, ``top5`` and ``loss`` of a classifier, for example), ``images``, and
+        the figures of the run's task by the keys of its columns, ``images``, and
         what the task tells by class.
 
     Raises:

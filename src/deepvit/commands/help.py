@@ -66,14 +66,12 @@ def described(name: str, words: list[str]) -> dict[str, Any]:
     command = find(name)
     shown = [f"{o.name.upper()}{' ...' if o.kind == 'list' else ''}" for o in command.positional]
     options = [
-        ["", f"--{o.typed} {value_name(o)}".rstrip(), o.help + told_default(o), group_of(o)]
+        [f"--{o.typed} {value_name(o)}".rstrip(), o.help + told_default(o), group_of(o)]
         for o in command.options(words)
     ]
     if command.config:
-        options.insert(
-            0,
-            ["", "--config FILE", "YAML file of options, or the name of a recipe (deepvit list recipes)", ""],
-        )
+        text = "YAML file of options, or the name of a recipe (deepvit list recipes)"
+        options.insert(0, ["--config FILE", text, ""])
     return {
         "usage": f"usage: deepvit {' '.join([name, *shown])} [options]",
         "text": NAMES[name][0].upper() + NAMES[name][1:] + ".",
