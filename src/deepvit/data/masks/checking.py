@@ -202,8 +202,8 @@ def off_by_one(masks: Sequence[Counted], data: MaskData, pixels: Any) -> list[Fi
         return [
             Finding(
                 "wrong",
-                f"ids seem to be off by one: {first} never occurs, and {after} occurs in {count(beyond, 'mask', 'masks')}; try "
-                f"--data.first_id {first + 1}",
+                f"ids seem to be off by one: {first} never occurs, and {after} occurs in {count(beyond, 'mask', 'masks')}; "
+                f"try --data.first_id {first + 1}",
             )
         ]
     if not int(pixels[0]) and data.num_classes > 1:

@@ -7,10 +7,10 @@ from typing import Any
 from deepvit.data.masks.ade20k import ADE20K
 from deepvit.data.masks.cityscapes import CITYSCAPES
 from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.local import MASK_FOLDER
+from deepvit.data.masks.local import MASK_FOLDER, looks_like
 from deepvit.data.masks.scenes import DIGIT_SCENES
 from deepvit.data.masks.sets import file_pair
-from deepvit.data.masks.voc import VOC
+from deepvit.data.masks.voc import VOC, known
 from deepvit.data.options import DataOptions
 from deepvit.data.sets import ImageSet
 from deepvit.data.sources.source import Sources
@@ -55,6 +55,14 @@ def open_masks(spec: str, options: DataOptions | None = None, **given: Any) -> M
 def open_unchecked(spec: str, options: DataOptions | None = None) -> MaskData:
     """As ``open_masks``, but no mask is looked at, and what is wrong with the files stands in ``faults``."""
     return MASK_SOURCES.open(spec, options)
+
+
+def has_masks(spec: str) -> bool:
+    """Whether a data string looks like data with masks: known by its name or its folders, and no classes' folders."""
+    own = [source for source in MASK_SOURCES if source is not MASK_FOLDER and source is not VOC]
+    if any(source.takes(spec) for source in own):
+        return True
+    return (VOC.takes(spec) and known(spec.removeprefix(VOC.name))) or looks_like(spec)
 
 
 def table() -> list[dict[str, str]]:
