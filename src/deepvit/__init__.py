@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deepvit import losses as losses
     from deepvit.benchmarking.run import benchmark as benchmark
     from deepvit.capturing import capture as capture
+    from deepvit.commands.check_data import check_data as check_data
     from deepvit.commands.compare import compare as compare
     from deepvit.commands.diagnose import diagnose as diagnose
     from deepvit.commands.evaluate import evaluate as evaluate
@@ -39,6 +40,7 @@ _PUBLIC = {
     "ReAttention": "deepvit.layers",
     "benchmark": "deepvit.benchmarking.run",
     "capture": "deepvit.capturing",
+    "check_data": "deepvit.commands.check_data",
     "compare": "deepvit.commands.compare",
     "convert": "deepvit.models",
     "diagnose": "deepvit.commands.diagnose",

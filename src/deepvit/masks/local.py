@@ -61,6 +61,13 @@ def is_folder(spec: str) -> bool:
     return Path(spec).expanduser().exists()
 
 
+def looks_like(spec: str) -> bool:
+    """Whether a folder holds images and masks, at its top or in a folder of a part."""
+    root = Path(spec).expanduser()
+    places = [root, *(child(root, (name,)) for name in (*TRAIN_NAMES, *VAL_NAMES))] if root.is_dir() else []
+    return any(p is not None and child(p, IMAGES) is not None and child(p, MASKS) is not None for p in places)
+
+
 def parts_of(root: Path) -> dict[str, Pairs]:
     """Pairs by the name of the part's folder, ``""`` where there are no parts.
 

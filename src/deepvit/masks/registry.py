@@ -12,10 +12,10 @@ from deepvit.errors import UserError
 from deepvit.masks.ade20k import ADE20K
 from deepvit.masks.cityscapes import CITYSCAPES
 from deepvit.masks.dataset import MaskData
-from deepvit.masks.local import MASK_FOLDER
+from deepvit.masks.local import MASK_FOLDER, looks_like
 from deepvit.masks.scenes import DIGIT_SCENES
 from deepvit.masks.sets import file_pair
-from deepvit.masks.voc import VOC
+from deepvit.masks.voc import VOC, known
 
 LOOKED_AT = 64
 """Masks of each part that opening reads, evenly spaced; the others are checked when they are read."""
@@ -55,6 +55,14 @@ def open_masks(spec: str, options: DataOptions | None = None, **given: Any) -> M
 def open_unchecked(spec: str, options: DataOptions | None = None) -> MaskData:
     """As ``open_masks``, but no mask is looked at, and what is wrong with the files stands in ``faults``."""
     return MASK_SOURCES.open(spec, options)
+
+
+def has_masks(spec: str) -> bool:
+    """Whether a data string looks like data with masks: known by its name or its folders, and no classes' folders."""
+    own = [source for source in MASK_SOURCES if source is not MASK_FOLDER and source is not VOC]
+    if any(source.takes(spec) for source in own):
+        return True
+    return (VOC.takes(spec) and known(spec.removeprefix(VOC.name))) or looks_like(spec)
 
 
 def table() -> list[dict[str, str]]:
