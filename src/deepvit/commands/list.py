@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deepvit import cures, data, models, recipes, tasks
 from deepvit.commands.command import Command
-from deepvit.data import masks
+from deepvit import masks
 from deepvit.errors import UserError
 
 KINDS = ("models", "cures", "recipes", "data", "tasks")
