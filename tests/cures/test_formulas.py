@@ -143,6 +143,108 @@ def test_gated_reattention_equals_its_map_form(make, tokens, training, rescale):
     torch.testing.assert_close(attn(tokens), close_up(attn, y @ v), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["plain", "qk_norm"])
+@pytest.mark.parametrize("init", ["identity", "paper"])
+def test_twicing_equals_its_map_form(make, tokens, kind, init):
+    model = cures.apply(make(kind), "twicing", init=init)
+    stir(model, "strength")
+    attn = model.blocks[1].attn
+    _, _, v, maps = parts(attn, tokens)
+    twice = maps + attn.strength.view(1, H, 1, 1) * (maps - maps @ maps)
+    if init == "paper":
+        torch.testing.assert_close(twice, 2 * maps - maps @ maps)
+    torch.testing.assert_close(attn(tokens), close_up(attn, twice @ v), rtol=0, atol=1e-5)
+    mask = torch.ones(2, 1, 17, 17, dtype=torch.bool).tril()
+    q, k, _, _ = parts(attn, tokens)
+    scores = q @ k.mT * D**-0.5
+    masked = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    twice = masked + attn.strength.view(1, H, 1, 1) * (masked - masked @ masked)
+    torch.testing.assert_close(attn(tokens, attn_mask=mask), close_up(attn, twice @ v), rtol=0, atol=1e-5)
+    mask[:, :, 5] = False  # a query that may look at nothing
+    fused = attn(tokens, attn_mask=mask)
+    attn.fused_attn = False
+    torch.testing.assert_close(attn(tokens, attn_mask=mask), fused, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["identity", "paper"])
+def test_gated_attention_equals_its_formula(make, tokens, init):
+    model = cures.apply(make(), "gated_attention", init=init)
+    stir(model, "output_gate")
+    attn = model.blocks[1].attn
+    _, _, v, maps = parts(attn, tokens)
+    gate = (tokens @ attn.output_gate.weight.weight.T).sigmoid() * (2 if init == "identity" else 1)
+    out = (maps @ v).transpose(1, 2).flatten(2) * gate
+    expected = F.linear(out, attn.proj.weight, attn.proj.bias)
+    torch.testing.assert_close(attn(tokens), expected, rtol=0, atol=1e-5)
+
+
+def branches(block):
+    """The two branches of a block, as functions of the stream."""
+    return (lambda s: block.ls1(block.attn(block.norm1(s)))), (lambda s: block.ls2(block.mlp(block.norm2(s))))
+
+
+@pytest.mark.parametrize("kind", ["plain", "layerscale"])
+@pytest.mark.parametrize("init", ["identity", "paper"])
+def test_orthogonal_residual_equals_its_formula(make, tokens, kind, init):
+    model = cures.apply(make(kind), "orthogonal_residual", init=init)
+    stir(model, "orthogonal")
+    block = model.blocks[1]
+    x = tokens
+    for number, branch in enumerate(branches(block), 1):
+        s = getattr(block, f"orthogonal{number}").strength
+        f = branch(x)
+        rows = zip(x.flatten(0, 1), f.flatten(0, 1), strict=True)
+        along = torch.stack([torch.dot(a, b) / (a.square().sum() + 1e-6) for a, b in rows]).view(2, 17, 1)
+        x = x + f - s * along * x
+    torch.testing.assert_close(block(tokens), x, rtol=0, atol=1e-5)
+    if init == "paper":
+        first = block.ls1(block.attn(block.norm1(tokens)))
+        turned = block.orthogonal1.combine(tokens, first, None)
+        assert (turned * tokens).sum(-1).abs().max() < 1e-4  # nothing is left along the stream
+
+
+@pytest.mark.parametrize("init", ["identity", "paper"])
+def test_mv_split_equals_its_formula(make, tokens, init):
+    model = cures.apply(make(), "mv_split", init=init)
+    if init == "paper":
+        part = model.blocks[0].mean_split1
+        assert (part.mean_gain == 0).all()
+        torch.testing.assert_close(part.rest_gain, torch.full((48,), 0.03))
+    stir(model, "mean_split")
+    block = model.blocks[1]
+    x = tokens
+    for number, branch in enumerate(branches(block), 1):
+        part = getattr(block, f"mean_split{number}")
+        u = branch(x)
+        mean, before = u.mean(1, keepdim=True), x.mean(1, keepdim=True)
+        x = x + part.rest_gain * (u - mean) + part.mean_gain * (mean - part.pull * before)
+    torch.testing.assert_close(block(tokens), x, rtol=0, atol=1e-5)
+
+
+def test_depth_scaled_norm_equals_its_formula(make, tokens):
+    plain, model = make(), cures.apply(make(), "depth_scaled_norm")
+    for number in range(3):
+        block, root = plain.blocks[number], (number + 1) ** 0.5
+        x = tokens + block.attn(block.norm1(tokens) / root)
+        x = x + block.mlp(block.norm2(x) / root)
+        torch.testing.assert_close(model.blocks[number](tokens), x, rtol=0, atol=1e-5)
+
+
+def test_cures_of_the_residual_sum_know_deepvits_scaled_blocks(images):
+    import deepvit  # noqa: F401  registers the names
+
+    model = timm.create_model(
+        "deepvit_s_patch16_224", **SMALL, reattention_blocks="none", stem="linear", residual_scale=0.5
+    ).eval()
+    cures.apply(model, "orthogonal_residual", init="paper")
+    block, tokens = model.blocks[1], torch.randn(2, 17, 48)
+    f = block.attn(block.norm1(0.5 * tokens)) / 0.5
+    x = tokens + f - (tokens * f).sum(-1, keepdim=True) / tokens.square().sum(-1, keepdim=True) * tokens
+    f = block.mlp(block.norm2(0.5 * x)) / 0.5
+    x = x + f - (x * f).sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True) * x
+    torch.testing.assert_close(block(tokens), x, rtol=0, atol=1e-4)
+
+
 def test_gated_reattention_learns_its_gate_from_zero(make, images):
     model = cures.apply(make(), "reattention").train()
     model(images).square().sum().backward()
@@ -236,7 +338,7 @@ def test_fused_attention_is_kept(make, images, cure):
     model = cures.apply(make(), cure)
     with mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as fused:
         model(images)
-    assert fused.call_count == 3
+    assert fused.call_count == (6 if cure == "twicing" else 3)
     # And without it (timm's TIMM_FUSED_ATTN=0) the map form gives the same.
     expected = model(images)
     for block in model.blocks:

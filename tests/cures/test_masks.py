@@ -12,7 +12,8 @@ from deepvit.cures.masks import token_mean, uniform_attention
 from deepvit.errors import UserError
 
 LENGTHS = (9, 16, 4)
-MEANS = ["featscale", "attnscale", "centred_attention", "contranorm"]
+MEANS = ["featscale", "attnscale", "centred_attention", "contranorm", "mv_split"]
+OTHERS = ["value_residual", "neutreno", "sigma_reparam", "twicing", "gated_attention", "orthogonal_residual"]
 
 
 def naflex(**options):
@@ -41,7 +42,19 @@ def run(model, patches, coord, valid):
 
 
 @pytest.mark.parametrize("key_only", [False, True])
-@pytest.mark.parametrize("cure", [*MEANS, "value_residual", "neutreno", "sigma_reparam", None])
+@pytest.mark.parametrize(
+    "cure",
+    [
+        *MEANS,
+        "value_residual",
+        "neutreno",
+        "sigma_reparam",
+        "twicing",
+        "gated_attention",
+        "orthogonal_residual",
+        None,
+    ],
+)
 def test_padding_moves_nothing(cure, key_only):
     model = naflex(use_key_only_attn_mask=key_only).eval()
     if cure is not None:

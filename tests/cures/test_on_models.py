@@ -87,6 +87,8 @@ TOGETHER = [
     "differential_attention+featscale",
     "attnscale+contranorm+sigma_reparam+registers",
     "centred_attention",
+    "twicing+gated_attention+orthogonal_residual+depth_scaled_norm",
+    "value_residual+mv_split",
 ]
 
 

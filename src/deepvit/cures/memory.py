@@ -41,7 +41,7 @@ class Trail:
 
 
 class Now:
-    """The block under way, and what passes between two hooks of one attention call."""
+    """The block under way, and what passes between two hooks of one block."""
 
     def __init__(self) -> None:
         self.whole = False
@@ -51,6 +51,9 @@ class Now:
         self.mask: Tensor | None = None
         self.mean: Tensor | None = None
         self.pull: Tensor | None = None
+        self.gate: Tensor | None = None
+        self.padding: Tensor | None = None
+        self.stream: Tensor | None = None
 
 
 class _PerThread(threading.local):

@@ -12,6 +12,7 @@ from deepvit.errors import UserError
 FILES = (
     "reattention",
     "talking_heads",
+    "twicing",
     "differential_attention",
     "value_residual",
     "attnscale",
@@ -19,9 +20,13 @@ FILES = (
     "contranorm",
     "neutreno",
     "featscale",
+    "mv_split",
     "layerscale",
+    "orthogonal_residual",
+    "depth_scaled_norm",
     "qk_norm",
     "sigma_reparam",
+    "gated_attention",
     "registers",
 )
 

@@ -13,6 +13,8 @@ from deepvit.losses.attention_inputs import AttentionInputs
 from deepvit.losses.collect import Diversity, check_weights
 from deepvit.losses.contrastive import patch_contrastive
 from deepvit.losses.cosine import patch_cosine
+from deepvit.losses.gram import gram_anchoring
+from deepvit.losses.kernel_alignment import patch_kernel_alignment
 from deepvit.losses.loss import Loss, Seen
 from deepvit.losses.mixing import PatchHead, patch_mixing
 from deepvit.losses.patch_mix import MixedBatch, PatchLabels, PatchMix, soft_labels
@@ -33,8 +35,10 @@ __all__ = [
     "answering",
     "attention_cosine",
     "check_weights",
+    "gram_anchoring",
     "patch_contrastive",
     "patch_cosine",
+    "patch_kernel_alignment",
     "patch_mixing",
     "patch_tokens",
     "register",

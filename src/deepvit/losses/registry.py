@@ -13,6 +13,8 @@ FILES = (
     "contrastive",
     "mixing",
     "attention",
+    "gram",
+    "kernel_alignment",
 )
 
 LOSSES: dict[str, Loss] = {}
