@@ -65,6 +65,7 @@ def diagnose(
     notes: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
+    foremost: Sequence[str] = (),
 ) -> Report:
     """Measure attention collapse of any Vision Transformer on images, and say what it means.
 
@@ -92,6 +93,7 @@ def diagnose(
         provenance: facts for that account, such as ``data``; and ``train``, ``{"options": [...], "out": ...}``,
             the words after ``deepvit train`` that train this network, for the commands of the cures.
         sections: shown in ``report.html`` before what is about collapse.
+        foremost: metrics whose charts come before the others in ``report.html``.
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
@@ -126,7 +128,7 @@ def diagnose(
     }
     files: list[Path] = []
     if out is not None:
-        page = write_report(results, out, figures, sections)
+        page = write_report(results, out, figures, sections, foremost)
         files = [page, Path(out) / "collapse.json"]
         if figures:
             files.append(Path(out) / "figures")

@@ -251,6 +251,7 @@ def diagnose_run(
             class_names=card.problem.labels,
             normalize=(card.input.mean, card.input.std),
             progress=False,
+            foremost=card.problem.foremost,
             sections=card.problem.report_parts(network, data, card.input, settings_of(config)),
             provenance={
                 "data": config.data.spec,

@@ -55,6 +55,7 @@ class Segmentation(Task):
     options = SegmentOptions
     infer_options = InferOptions
     cells = 12
+    foremost = ("patch_similarity",)
 
     @classmethod
     def defaults(cls, given: Collection[str] = ()) -> dict[str, Any]:
@@ -117,7 +118,8 @@ class Segmentation(Task):
     def model_args(self, takes: Callable[[str], bool], options: Any) -> dict[str, Any]:
         """Any size of images where the model can, and the size of crops as its own."""
         wanted: dict[str, Any] = {"dynamic_img_size": True, "dynamic_img_pad": True}
-        if options.scene.crop_size is not None:
+        # Windows of Swin have no table of positions that crops could fit, and its size must be a multiple of the patch.
+        if options.scene.crop_size is not None and takes("dynamic_img_size") == takes("dynamic_img_pad"):
             wanted["img_size"] = options.scene.crop_size
         return {name: value for name, value in wanted.items() if takes(name)}
 
