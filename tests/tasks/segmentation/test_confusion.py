@@ -85,6 +85,10 @@ def worker(rank, folder):
     for part in (slice(0, 3), slice(3, 4)) if rank == 0 else (slice(4, IMAGES),):  # unequal shares
         meter.update(logits[part], truth[part])
     check(meter)
+    if rank == 0:  # the other one has gone on
+        alone = Confusion(CLASSES, IGNORE, together=False)
+        alone.update(logits, truth)
+        check(alone)
     dist.destroy_process_group()
 
 

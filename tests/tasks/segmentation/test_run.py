@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 import deepvit
 from deepvit.cli import main
+from deepvit.data import AugmentConfig
 from deepvit.data.masks import open_masks
 from deepvit.errors import UserError
+from deepvit.tasks import Settings
+from deepvit.tasks.segmentation.choices import SegmentOptions
 from deepvit.training.config import TrainConfig
 
 TINY = {
@@ -105,6 +108,34 @@ def test_evaluate_gives_the_run_s_figures(run, tmp_path, capsys):
     assert "mIoU" in capsys.readouterr().out
     assert (tmp_path / "folder" / "result-confusion.png").exists()
     assert main(["evaluate", str(run.path), "--topk", "3"]) == 2
+
+
+def test_figures_are_the_same_for_images_of_several_sizes_and_any_batch(run, tmp_path):
+    data, folder = open_masks("digit-scenes"), tmp_path / "data"
+    for part, count in (("train", 2), ("val", 5)):
+        for kind in ("images", "masks"):
+            (folder / kind / part).mkdir(parents=True)
+        for i in range(count):
+            box = (0, 0, 48 - i % 3, 40)
+            data.val.image(i).crop(box).save(folder / "images" / part / f"{i}.png")
+            mask = Image.fromarray(data.val.target(i).numpy()).crop(box)
+            mask.save(folder / "masks" / part / f"{i}.png")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(data.class_names))
+    model, card = deepvit.load_deployed(run.path)
+    problem = card.problem
+    opened = open_masks(str(folder), class_map=str(names))
+    found = []
+    for size in (1, 2, 5):
+        settings = Settings(size, AugmentConfig(), options=SegmentOptions(), workers=0, progress=False)
+        meter = problem.meter()
+        with torch.inference_mode():
+            for images, masks in problem.validation(opened, card.input, settings):
+                meter.update(problem.infer(model, images), masks)
+        found.append(meter.counts())
+    assert found[0].sum() == sum((48 - i % 3) * 40 for i in range(5))
+    assert (found[0] == found[1]).all()
+    assert (found[0] == found[2]).all()
 
 
 def test_predict_writes_masks_of_the_image_s_size(run, tmp_path, capsys):
