@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deepvit import losses as losses
     from deepvit.benchmarking.run import benchmark as benchmark
     from deepvit.capturing import capture as capture
+    from deepvit.commands.check_data import check_data as check_data
     from deepvit.commands.compare import compare as compare
     from deepvit.commands.evaluate import evaluate as evaluate
     from deepvit.commands.predict import predict as predict
@@ -36,6 +37,7 @@ _PUBLIC = {
     "ReAttention": "deepvit.layers",
     "benchmark": "deepvit.benchmarking.run",
     "capture": "deepvit.capturing",
+    "check_data": "deepvit.commands.check_data",
     "compare": "deepvit.commands.compare",
     "convert": "deepvit.models",
     "diagnose": "deepvit.report",

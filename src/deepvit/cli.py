@@ -17,7 +17,9 @@ HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for a user's mistake (one line), 130 after an interruption."""
+    """Run one command; returns the exit code: the command's own (0, but for ``check-data``), 2 for a user's mistake (one
+    line), 130 after an interruption.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in (*HELP, "help"):
         print(overview())
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands.NAMES)}"
             raise UserError(f"no command is called {name!r}; {hint}")
         quieten()
-        run(name, arguments[1:])
+        return run(name, arguments[1:])
     except UserError as error:
         print(f"deepvit {name}: {one_line(str(error))}", file=sys.stderr)
         return 2
@@ -44,16 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
-def run(name: str, arguments: list[str]) -> None:
-    """Parse the arguments of a command, call its function and print what it returned."""
+def run(name: str, arguments: list[str]) -> int:
+    """Parse the arguments of a command, call its function and print what it returned; the exit code that this means."""
     command = commands.find(name)
     if set(HELP) & set(arguments):
         print(command_help(name, command, [word for word in arguments if word not in HELP]))
-        return
-    command.show(command.function(**values_of(name, command, arguments)))
+        return 0
+    result = command.function(**values_of(name, command, arguments))
+    command.show(result)
+    return command.code(result)
 
 
 def values_of(name: str, command: Command, arguments: list[str]) -> dict[str, object]:

@@ -19,12 +19,17 @@ NAMES: dict[str, str] = {
     "compare": "runs side by side: figures, cost, collapse, curves",
     "study": "depths x methods x seeds: table, figure and report",
     "convert": "official checkpoints to safetensors",
+    "check-data": "what is wrong in a data set, before training",
     "benchmark": "speed and memory against the peers",
     "list": "models, cures, recipes, data or tasks that there are",
 }
 
 
 def find(name: str) -> Command:
-    """The command of that name; its module is imported only now, so that each command loads no more than it needs."""
-    command: Command = importlib.import_module(f"deepvit.commands.{name}").COMMAND
+    """The command of that name; its module is imported only now, so that each command loads no more than it needs.
+
+    A hyphen in the name is an underscore in the module's.
+    """
+    module = name.replace("-", "_")
+    command: Command = importlib.import_module(f"deepvit.commands.{module}").COMMAND
     return command

@@ -8,8 +8,13 @@ from typing import Any
 
 from deepvit.options import Option, parameters_of
 
-PYTHON_ONLY = ("config", "given")
+PYTHON_ONLY = ("config", "given", "data_args")
 """Parameters that take objects: all options at once, for callers in Python."""
+
+
+def succeeded(result: Any) -> int:
+    """Exit code 0, whatever the result."""
+    return 0
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,14 @@ class Command:
         show: prints what the function returned.
         more: options beyond the function's own parameters, by the words of the command line: a task may have its own.
         config: whether ``--config FILE`` gives options too.
+        code: the exit code that a result means, for commands that answer yes or no by it.
     """
 
     function: Callable[..., Any]
     show: Callable[[Any], None]
     more: Callable[[list[str]], Sequence[Option]] | None = None
     config: bool = False
+    code: Callable[[Any], int] = succeeded
 
     @property
     def positional(self) -> list[Option]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deepvit import cures, data, models, recipes, tasks
 from deepvit.commands.command import Command
+from deepvit.data import masks
 from deepvit.errors import UserError
 
 KINDS = ("models", "cures", "recipes", "data", "tasks")
@@ -43,7 +44,8 @@ def listing(what: str, pattern: str = "") -> Listing:
     elif what == "tasks":
         found = of_dicts(tasks.table())
     elif what == "data":
-        found = of_dicts(data.table())
+        kinds = (("classification", data.table()), ("segmentation", masks.table()))
+        found = of_dicts([{"data": row["data"], "task": task, **row} for task, rows in kinds for row in rows])
     else:
         names = [name for name in recipes.names() if pattern in name]
         found = Listing(

@@ -56,6 +56,10 @@ class DataCheck:
         """The findings that must be mended."""
         return [finding for finding in self.findings if finding.severity == "wrong"]
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows of figures to print beside the findings; no rows where there are none."""
+        return [], []
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return dataclasses.asdict(self)

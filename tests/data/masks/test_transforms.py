@@ -204,6 +204,23 @@ def test_batches_are_a_function_of_seed_epoch_and_index(source: str, tmp_path: P
     assert not torch.equal(other[0], expected[0][0])
 
 
+def test_training_draws_the_scenes_of_its_epoch() -> None:
+    data = open_masks("digit-scenes", scenes=4, scene_size=28)
+    spec = InputSpec(28, **PLAIN)
+    loader = Loaders(
+        data, input=spec, transforms=data.transforms(SceneAugment(), spec), batch_size=4, seed=9, workers=0
+    ).train_dataloader()
+    for epoch in range(2):
+        numbers = loader.plan.epoch(epoch)[0].tolist()
+        images, masks = next(iter(loader))
+        drawn = data.train.of_epoch(9, epoch)
+        for place, number in enumerate(numbers):
+            assert torch.equal(masks[place], drawn.target(number).long())
+            picture = torch.from_numpy(np.array(drawn.image(number))).permute(2, 0, 1) / 255.0
+            assert torch.equal(images[place], picture)
+        loader.set_position(epoch + 1)
+
+
 def test_evaluation_groups_images_of_one_size(tmp_path: Path) -> None:
     root = pairs(tmp_path, {"train": 4})
     sizes = [(24, 32), (20, 20), (24, 32), (32, 24), (20, 20), (24, 32), (24, 32)]
@@ -239,6 +256,9 @@ def test_processes_have_as_many_batches_and_every_image_once(sizes: str, batch_s
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     numbers = sorted(number for batch in batches for number in batch)
     assert numbers == list(range(len(sizes) + plans[0].repeated))
+    # repetitions only where no splitting gives every process as many batches
+    fewest = sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
+    assert (plans[0].repeated == 0) == (len(sizes) // world * world >= fewest)
     assert plans[0].repeated < world
     assert all(len({sizes[n] for n in batch if n < len(sizes)}) <= 1 for batch in batches)
     with pytest.raises(UserError, match="too few for 9 processes"):

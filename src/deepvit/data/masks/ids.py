@@ -13,6 +13,7 @@ from PIL import Image, ImageColor
 from deepvit.data.dataset import some
 from deepvit.data.masks.palette import Colour
 from deepvit.errors import UserError
+from deepvit.parsing import read_yaml
 
 VOID = 255
 VOID_NAME = "void"
@@ -46,6 +47,10 @@ class Ids(ABC):
     @abstractmethod
     def known(self, mask: Image.Image, name: str) -> Array:
         """Classes int32 [H, W], -1 for pixels that mean none."""
+
+    @abstractmethod
+    def strangers(self, mask: Image.Image, name: str, unknown: Array) -> dict[str, int]:
+        """Ids or colours of the pixels [H, W] that mean no class → how many pixels each has."""
 
     @abstractmethod
     def complaint(self, mask: Image.Image, name: str, unknown: Array) -> str:
@@ -86,9 +91,14 @@ class TableIds(Ids):
         found: Array = self.table[ids_of(mask, name)]
         return found
 
+    def strangers(self, mask: Image.Image, name: str, unknown: Array) -> dict[str, int]:
+        """By id."""
+        values, numbers = np.unique(ids_of(mask, name)[unknown], return_counts=True)
+        return {str(value): int(number) for value, number in zip(values, numbers, strict=True)}
+
     def complaint(self, mask: Image.Image, name: str, unknown: Array) -> str:
         """Names the ids."""
-        values = [str(value) for value in np.unique(ids_of(mask, name)[unknown])]
+        values = list(self.strangers(mask, name, unknown))
         word = "the id" if len(values) == 1 else "the ids"
         return f"mask {name} holds {word} {some(values)}, beyond the {self.count} classes ({self.expected()}); {self.hint}"
 
@@ -126,11 +136,18 @@ class ColourIds(Ids):
         place = np.minimum(np.searchsorted(self._keys, values), len(self._keys) - 1)
         return np.where(self._keys[place] == values, self._labels[place], UNKNOWN)
 
+    def strangers(self, mask: Image.Image, name: str, unknown: Array) -> dict[str, int]:
+        """By colour."""
+        values, numbers = np.unique(self._values(mask)[unknown], return_counts=True)
+        return {
+            str([value >> 16, value >> 8 & 255, value & 255]): int(number)
+            for value, number in zip(values.tolist(), numbers, strict=True)
+        }
+
     def complaint(self, mask: Image.Image, name: str, unknown: Array) -> str:
         """Names the colours, the most frequent first."""
-        values, numbers = np.unique(self._values(mask)[unknown], return_counts=True)
-        order = np.argsort(-numbers)
-        shown = [str([v >> 16, v >> 8 & 255, v & 255]) for v in values[order].tolist()]
+        found = self.strangers(mask, name, unknown)
+        shown = sorted(found, key=lambda colour: -found[colour])
         share = unknown.mean()
         return (
             f"mask {name} holds colours that are no class's: {some(shown, 3)} ({share:.1%} of its pixels); add them to the "
@@ -167,8 +184,6 @@ def read_colours(value: Mapping[str, Any] | str) -> dict[str, list[Colour]]:
     """Name → colours, from a mapping or a YAML file; ``UserError`` for what is no colour, or two classes' colour."""
     what = "--data.colours" if isinstance(value, Mapping) else str(value)
     if not isinstance(value, Mapping):
-        from deepvit.parsing import read_yaml
-
         value = read_yaml(Path(value), "colours")
     read = {str(name): _colours(one, f"{what}: {name}") for name, one in value.items()}
     owner: dict[Colour, str] = {}

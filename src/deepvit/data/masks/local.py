@@ -61,6 +61,13 @@ def is_folder(spec: str) -> bool:
     return Path(spec).expanduser().exists()
 
 
+def looks_like(spec: str) -> bool:
+    """Whether a folder holds images and masks, at its top or in a folder of a part."""
+    root = Path(spec).expanduser()
+    places = [root, *(child(root, (name,)) for name in (*TRAIN_NAMES, *VAL_NAMES))] if root.is_dir() else []
+    return any(p is not None and child(p, IMAGES) is not None and child(p, MASKS) is not None for p in places)
+
+
 def parts_of(root: Path) -> dict[str, Pairs]:
     """Pairs by the name of the part's folder, ``""`` where there are no parts.
 
@@ -221,8 +228,11 @@ def _counted(spec: str, masks: list[Path], void: list[int], first: int) -> int:
         )
 
     def largest(path: Path) -> int:
-        with reading(str(path)):
-            mask = decode(path)
+        try:
+            with reading(str(path)):
+                mask = decode(path)
+        except UserError:
+            return -1  # reading it in earnest will say so
         ids = np.unique(ids_of(mask, str(path)))
         counting = [int(value) for value in ids if value not in (VOID, *void)]
         return max(counting, default=-1)
@@ -233,8 +243,11 @@ def _counted(spec: str, masks: list[Path], void: list[int], first: int) -> int:
 
 def _shown(mask: Path, number: int, first: int) -> list[Colour]:
     """The colours of a palette mask, where it has enough different ones; else the usual ones."""
-    with reading(str(mask)):
-        image = decode(mask)
+    try:
+        with reading(str(mask)):
+            image = decode(mask)
+    except UserError:
+        return palette(number)  # reading it in earnest will say so
     if image.mode == "P" and (flat := image.getpalette()):
         colours = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
         chosen = colours[first : first + number]

@@ -7,12 +7,12 @@ from typing import Any
 from deepvit.data.masks.ade20k import ADE20K
 from deepvit.data.masks.cityscapes import CITYSCAPES
 from deepvit.data.masks.dataset import MaskData
-from deepvit.data.masks.local import MASK_FOLDER
+from deepvit.data.masks.local import MASK_FOLDER, looks_like
 from deepvit.data.masks.scenes import DIGIT_SCENES
-from deepvit.data.masks.sets import PairedFiles
-from deepvit.data.masks.voc import VOC
+from deepvit.data.masks.sets import file_pair
+from deepvit.data.masks.voc import VOC, known
 from deepvit.data.options import DataOptions
-from deepvit.data.sets import ImageSet, Subset
+from deepvit.data.sets import ImageSet
 from deepvit.data.sources.source import Sources
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
@@ -43,8 +43,8 @@ def open_masks(spec: str, options: DataOptions | None = None, **given: Any) -> M
         UserError: one line, for what a person can mend: images without masks, masks of another size, ids beyond the
             classes, colours without a map, nothing but void, an option that the source does not take.
     """
-    data = open_unchecked(spec, DataOptions.of(**given) if given else options)
     assert options is None or not given
+    data = open_unchecked(spec, DataOptions.of(**given) if given else options)
     if data.faults:
         raise UserError(data.faults[0])
     for images in (data.train, data.val):
@@ -57,13 +57,21 @@ def open_unchecked(spec: str, options: DataOptions | None = None) -> MaskData:
     return MASK_SOURCES.open(spec, options)
 
 
+def has_masks(spec: str) -> bool:
+    """Whether a data string looks like data with masks: known by its name or its folders, and no classes' folders."""
+    own = [source for source in MASK_SOURCES if source is not MASK_FOLDER and source is not VOC]
+    if any(source.takes(spec) for source in own):
+        return True
+    return (VOC.takes(spec) and known(spec.removeprefix(VOC.name))) or looks_like(spec)
+
+
 def table() -> list[dict[str, str]]:
     """Rows for ``deepvit list data``."""
     return MASK_SOURCES.table()
 
 
 def _look(images: ImageSet) -> None:
-    if not isinstance(images.base if isinstance(images, Subset) else images, PairedFiles):
+    if file_pair(images, 0) is None:
         return  # drawn scenes have nothing to mend
     chosen = evenly_spaced(len(images), LOOKED_AT)
     for index in range(len(images)) if chosen is None else chosen.tolist():

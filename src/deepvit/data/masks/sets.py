@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from deepvit.data.images import decode, reading, upright
 from deepvit.data.masks.ids import Ids
-from deepvit.data.sets import UNLABELLED, ImageSet
+from deepvit.data.sets import UNLABELLED, ImageSet, Subset
 from deepvit.errors import UserError
 
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
@@ -114,3 +114,10 @@ class PairedFiles(MaskSet):
             except Exception:  # as in ``upright``: metadata that cannot be parsed
                 turned = 1
             return image.size, turned
+
+
+def file_pair(images: ImageSet, index: int) -> tuple[PairedFiles, int] | None:
+    """The files behind an image of a set and its number among them; None where there are none."""
+    while isinstance(images, Subset):
+        images, index = images.base, int(images.indices[index])
+    return (images, index) if isinstance(images, PairedFiles) else None

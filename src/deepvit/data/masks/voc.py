@@ -30,6 +30,12 @@ class VOCOptions(DownloadOption, RootOption):
     """Options of torchvision's data sets with masks."""
 
 
+def known(name: str) -> bool:
+    """Whether ``torch/name`` is one of these."""
+    found = re.fullmatch(r"voc(20\d\d)", name.casefold())
+    return found is not None and int(found[1]) in YEARS
+
+
 def open_voc(name: str, options: VOCOptions) -> MaskData:
     """Pascal VOC of a year, 21 classes, borders (255) void: its parts train and val.
 
@@ -39,8 +45,8 @@ def open_voc(name: str, options: VOCOptions) -> MaskData:
     """
     from torchvision.datasets import VOCSegmentation
 
-    found = re.fullmatch(r"voc(20\d\d)", name.casefold())
-    if found is None or int(found[1]) not in YEARS:
+    year = name[-4:]
+    if not known(name):
         raise UserError(
             f"torch/{name} has no masks that are known here; there are torch/voc2007 to torch/voc2012"
         )
@@ -53,7 +59,7 @@ def open_voc(name: str, options: VOCOptions) -> MaskData:
     way_out = (
         "check the network"
         if download
-        else f"put VOCdevkit/VOC{found[1]} into {place} (--data.root), or let it be fetched (--data.download true)"
+        else f"put VOCdevkit/VOC{year} into {place} (--data.root), or let it be fetched (--data.download true)"
     )
     ids = TableIds(len(CLASSES), {**{i: i for i in range(len(CLASSES))}, VOID: VOID}, "mend it")
     parts = []
@@ -62,10 +68,10 @@ def open_voc(name: str, options: VOCOptions) -> MaskData:
             if download:
                 # asked for, and still not over what is there: torchvision would unpack it again
                 with contextlib.suppress(RuntimeError):
-                    parts.append(VOCSegmentation(str(place), found[1], split))
+                    parts.append(VOCSegmentation(str(place), year, split))
                     continue
                 place.mkdir(parents=True, exist_ok=True)
-            parts.append(VOCSegmentation(str(place), found[1], split, download=download))
+            parts.append(VOCSegmentation(str(place), year, split, download=download))
     sets = [PairedFiles([Path(p) for p in part.images], [Path(p) for p in part.masks], ids) for part in parts]
     faults = [f"torch/{name}: {fault}" for images in sets for fault in missing(images)]
     return MaskData(
