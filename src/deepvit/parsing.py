@@ -133,10 +133,17 @@ def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
             values: list[str] = []
             while words and not words[0].startswith("--"):
                 values += [part.strip() for part in words.pop(0).split(",")]
-            result.append(json.dumps([int(v) if v.lstrip("-").isdigit() else v for v in values if v]))
+            result.append(json.dumps([number(v) for v in values if v]))
         elif option == "--config" and words:
             result.append(recipe_file(words.pop(0)))
     return result
+
+
+def number(text: str) -> int | float | str:
+    """A word as the number that it is, or as it stands."""
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?(\d+\.\d*|\.\d+)", text) else text
 
 
 def recipe_file(text: str) -> str:

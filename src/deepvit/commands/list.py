@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from deepvit import cures, data, models, recipes, tasks
+from deepvit import cures, data, masks, models, recipes, tasks
 from deepvit.commands.command import Command
-from deepvit import masks
 from deepvit.errors import UserError
 
 KINDS = ("models", "cures", "recipes", "data", "tasks")

@@ -62,6 +62,7 @@ def diagnose(
     notes: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
+    foremost: Sequence[str] = (),
 ) -> Report:
     """Measure attention collapse of any Vision Transformer on images, and say what it means.
 
@@ -89,6 +90,7 @@ def diagnose(
         provenance: facts for that account, such as ``data``; and ``train``, ``{"options": [...], "out": ...}``,
             the words after ``deepvit train`` that train this network, for the commands of the cures.
         sections: shown in ``report.html`` before what is about collapse.
+        foremost: metrics whose charts come before the others in ``report.html``.
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
@@ -112,7 +114,7 @@ def diagnose(
     results.provenance["notes"] = [*notes, *account(results)]
     files: list[Path] = []
     if out is not None:
-        page = write_report(results, out, figures, sections)
+        page = write_report(results, out, figures, sections, foremost)
         files = [page, Path(out) / "collapse.json"]
         if figures:
             files.append(Path(out) / "figures")

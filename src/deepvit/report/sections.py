@@ -39,3 +39,10 @@ def png_uri(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def jpeg_uri(image: Image.Image) -> str:
+    """A photograph as a JPEG data URI, chroma at full size."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

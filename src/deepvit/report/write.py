@@ -37,15 +37,17 @@ def write_report(
     out: str | os.PathLike[str],
     figures: bool = False,
     sections: Sequence[Section] = (),
+    foremost: Sequence[str] = (),
 ) -> Path:
     """Write ``collapse.json`` and ``report.html`` into the folder ``out``; returns the path of the report.
 
     With ``figures`` the profiles and matrices are also written as PNG and SVG into ``out/figures``. Every
     file appears whole or not at all. ``sections``: shown before what is about collapse.
+    ``foremost``: metrics whose charts come first.
     """
     folder = Path(out)
     save(results, folder / "collapse.json")
-    path = write_atomic(folder / "report.html", report_html(results, sections))
+    path = write_atomic(folder / "report.html", report_html(results, sections, foremost))
     if figures:
         # matplotlib costs a second to import, and most reports are read on a screen.
         from deepvit.report.figures import write_figures
@@ -54,10 +56,13 @@ def write_report(
     return path
 
 
-def report_html(results: Measurements, sections: Sequence[Section] = ()) -> bytes:
+def report_html(
+    results: Measurements, sections: Sequence[Section] = (), foremost: Sequence[str] = ()
+) -> bytes:
     """The report of one model as a self-contained HTML page, in UTF-8."""
     results = spoken(results)
     found = charts.profiles([results], together=True)
+    found.sort(key=lambda profile: not set(profile.keys) & set(foremost))
     data = page_data([results], [results.name], found)
     data["curves"] = run_curves(results.provenance.get("run"))
     return page.render(

@@ -131,6 +131,8 @@ class Task(ABC):
     """The same for ``deepvit predict`` alone."""
     cells: ClassVar[int] = 8
     """Patches along a side of small images, whose patch size is chosen for the user."""
+    foremost: ClassVar[tuple[str, ...]] = ()
+    """Metrics of collapse that hurt this task most: a run's report shows them first."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = dict(facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,20 @@ def native_size(data: Any) -> int | None:
 
 def takes(name: str, argument: str) -> bool:
     """Whether the class that a model name builds has a constructor argument of that name."""
+    return argument in arguments_of(name)
+
+
+@functools.cache
+def arguments_of(name: str) -> frozenset[str]:
+    """Constructor arguments of the class that a model name builds; none for a name that timm does not know."""
     if not timm.is_model(name):
-        return False
+        return frozenset()
     with torch.device("meta"):
         try:
             model = timm.create_model(name)
         except Exception:  # a model that cannot be built bare says so when it is built in earnest
-            return False
-    return argument in accepted(type(model))
+            return frozenset()
+    return frozenset(accepted(type(model)))
 
 
 def build_model(config: TrainConfig, problem: Task, native_size: int | None) -> tuple[nn.Module, ModelCard]:

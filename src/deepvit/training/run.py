@@ -219,7 +219,9 @@ def announce(
     if not (config.run.progress and trainer.is_global_zero):
         return
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    chosen = {k: v for k, v in card.model_args.items() if k not in config.model.args}
+    chosen = {
+        k: v for k, v in card.model_args.items() if k not in config.model.args and not isinstance(v, bool)
+    }
     text = (
         f"{card.arch} ({parameters:.2f} M parameters) on {loaders.data.spec}: {len(loaders.train_set):,} training and "
         f"{len(loaders.val_set):,} validation images of {card.input.width}×{card.input.height}, {card.problem.told_facts()}"
@@ -294,6 +296,7 @@ def diagnose_run(
             class_names=card.problem.labels,
             normalize=(card.input.mean, card.input.std),
             progress=False,
+            foremost=card.problem.foremost,
             sections=card.problem.report_parts(network, parts.data, card.input, settings_of(config)),
             provenance={
                 "data": config.data.spec,

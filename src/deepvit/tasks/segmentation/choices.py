@@ -23,8 +23,8 @@ class SegmentOptions:
     """Weight of the loss of an auxiliary head on the third depth (upernet only); 0 = no such head."""
     frozen: bool = False
     """Train the head alone and keep the backbone as it is: with --head linear, a probe of its features."""
-    class_weights: Literal["none", "frequency", "median"] = "none"
-    """Weights of the classes in the loss: none, by inverse frequency, or median frequency over frequency."""
+    class_weights: Literal["none", "inverse", "median"] = "none"
+    """Weights of the classes in the loss: none, inverse (of their share of the pixels), or median (frequency balancing)."""
     scene: SceneAugment = field(default_factory=SceneAugment)
     """Augmentation of image and mask; what is not set is chosen by the data."""
 

@@ -59,19 +59,20 @@ class Confusion(nn.Module):
     Args:
         classes: K.
         ignore_index: value of pixels that do not count.
+        together: whether the figures are those of all processes, which then all ask for them; else of this one.
     """
 
-    def __init__(self, classes: int, ignore_index: int) -> None:
+    def __init__(self, classes: int, ignore_index: int, together: bool = True) -> None:
         super().__init__()
         self.classes, self.ignore_index = classes, ignore_index
         # Metrics of torchmetrics are modules: they move with the network and are summed over processes. Their check of
         # every value costs more than the count; a value beyond the classes fails in the count itself.
         self.matrix: Metric = MulticlassConfusionMatrix(
-            classes, ignore_index=ignore_index, validate_args=False
+            classes, ignore_index=ignore_index, validate_args=False, sync_on_compute=together
         )
         exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        self.loss: Metric = SumMetric().set_dtype(exact)
-        self.pixels: Metric = SumMetric().set_dtype(exact)
+        self.loss: Metric = SumMetric(sync_on_compute=together).set_dtype(exact)
+        self.pixels: Metric = SumMetric(sync_on_compute=together).set_dtype(exact)
 
     def update(self, output: Tensor, targets: Tensor) -> None:
         """Logits or log-probabilities [B, K, H, W] and classes [B, H, W]."""

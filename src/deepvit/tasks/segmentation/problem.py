@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as tvf
 from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec, Loaders, read_image
 from deepvit.data.augmentation import SMALL_SIDE
 from deepvit.data.sets import Subset
+from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
 from deepvit.masks import MaskData, open_masks
@@ -32,12 +33,14 @@ from deepvit.tasks.segmentation.patches import by_mask
 from deepvit.tasks.task import Column, Criterion, Fitting, Settings, Task
 
 CHANNELS, SMALL_CHANNELS = 512, 64
-SHOWN = 4
+SHOWN, LARGEST = 4, 256
 EPOCHS = 16
 MODEL = "deepvit_tiny_d16_patch4_32"
 MODEL_ARGS = {"depth": 8, "reattention_blocks": "none", "stem": "conv"}
 """A convolutional stem learns from few scenes what a linear one does not; attention is plain, to compare cures with."""
-"""Images of a validation batch that TensorBoard shows."""
+"""Images of a validation batch that TensorBoard shows, and rows of each at most."""
+AT_ONCE = 2**21
+"""Pixels of a validation batch at most: logits of 150 classes for so many take 1.3 GB."""
 
 
 class Segmentation(Task):
@@ -55,6 +58,7 @@ class Segmentation(Task):
     options = SegmentOptions
     infer_options = InferOptions
     cells = 12
+    foremost = ("patch_similarity",)
 
     @classmethod
     def defaults(cls, given: Collection[str] = ()) -> dict[str, Any]:
@@ -117,7 +121,8 @@ class Segmentation(Task):
     def model_args(self, takes: Callable[[str], bool], options: Any) -> dict[str, Any]:
         """Any size of images where the model can, and the size of crops as its own."""
         wanted: dict[str, Any] = {"dynamic_img_size": True, "dynamic_img_pad": True}
-        if options.scene.crop_size is not None:
+        # Windows of Swin have no table of positions that crops could fit, and its size must be a multiple of the patch.
+        if options.scene.crop_size is not None and takes("dynamic_img_size") == takes("dynamic_img_pad"):
             wanted["img_size"] = options.scene.crop_size
         return {name: value for name, value in wanted.items() if takes(name)}
 
@@ -169,6 +174,8 @@ class Segmentation(Task):
         loaders = self.loaders(data, input, settings)
 
         def examples(images: Tensor, output: Tensor, targets: Tensor) -> Tensor:
+            step = max(1, images.shape[-2] // LARGEST)
+            images, output, targets = (x[..., ::step, ::step] for x in (images, output, targets))
             rows = [
                 self.strip(images[i], targets[i], output[i].argmax(0), input)
                 for i in range(min(SHOWN, len(images)))
@@ -177,11 +184,17 @@ class Segmentation(Task):
 
         return Fitting(loaders, criterion(weights, own.aux_weight, self.nothing), mix, examples)
 
-    def loaders(self, data: MaskData, input: InputSpec, settings: Settings) -> Loaders:
+    def loaders(
+        self, data: MaskData, input: InputSpec, settings: Settings, kind: type[Loaders] = Loaders
+    ) -> Loaders:
         """The data room's loaders, with joint transforms of image and mask."""
         own: SegmentOptions = settings.options
-        return Loaders(
+        known = evenly_spaced(len(data.val), 16)
+        sizes = [data.val.size(i) for i in (range(len(data.val)) if known is None else known.tolist())]
+        largest = max(height * width for height, width in sizes)
+        return kind(
             data,
+            eval_batch_size=max(1, min(settings.batch_size, AT_ONCE // largest)),
             input=input,
             batch_size=settings.batch_size,
             transforms=data.transforms(own.scene, input),
@@ -205,7 +218,9 @@ class Segmentation(Task):
 
     # -- measuring and using -----------------------------------------------------------------------
 
-    def validation(self, data: Any, input: InputSpec, settings: Settings) -> Iterable[tuple[Tensor, Tensor]]:
+    def validation(
+        self, data: Any, input: InputSpec, settings: Settings, kind: type[Loaders] = Loaders
+    ) -> Iterable[tuple[Tensor, Tensor]]:
         """Validation batches with classes of this network, whichever of them the data has."""
         names = self.names
         for name in data.class_names:
@@ -215,7 +230,7 @@ class Segmentation(Task):
                 )
         wanted = torch.full((max(data.ignore_index, len(data.class_names)) + 1,), self.nothing)
         wanted[: len(data.class_names)] = torch.tensor([names.index(name) for name in data.class_names])
-        loaders = self.loaders(data, input, settings)
+        loaders = self.loaders(data, input, settings, kind)
         loaders.setup("validate")
         try:
             for images, masks in loaders.val_dataloader():
@@ -274,23 +289,23 @@ class Segmentation(Task):
     def report_parts(
         self, network: nn.Module, data: Any, input: InputSpec, settings: Settings
     ) -> Sequence[Section]:
-        """Examples, IoU by class and the confusion matrix, over all validation images."""
-        meter = self.meter()
+        """Examples, IoU by class and the confusion matrix, over all validation images, by this process alone."""
+        meter = Confusion(self.classes, self.nothing, together=False)
         strips: list[tuple[Any, str]] = []
         count = len(self.loaders(data, input, settings).val_set)
         wanted = {round(i * (count - 1) / max(sections.EXAMPLES - 1, 1)) for i in range(sections.EXAMPLES)}
         seen = 0
         with torch.inference_mode():
-            for images, masks in self.validation(data, input, settings):
+            for images, masks in self.validation(data, input, settings, Alone):
                 output = self.infer(network, images.to(next(network.parameters()).device)).cpu()
                 meter.update(output, masks)
                 for i in range(len(images)):
                     if seen + i in wanted:
                         said = output[i].argmax(0)
-                        one = self.meter()
+                        one = Confusion(self.classes, self.nothing, together=False)
                         one.update(output[i : i + 1], masks[i : i + 1])
                         share = scores(one.counts()).pixel_accuracy
-                        caption = f"validation image {seen + i}: {share:.1%} of its pixels right"
+                        caption = f"{len(strips) + 1}: {share:.1%} of its pixels right"
                         strips.append((self.strip(images[i], masks[i], said, input), caption))
                 seen += len(images)
         matrix = meter.counts()
@@ -346,6 +361,14 @@ class Segmentation(Task):
         """``ground 91.2%, digit 4 5.0%``, and where the overlay lies."""
         text = ", ".join(f"{name} {share:.1f}%" for name, share in list(row["shares"].items())[:5])
         return f"{text} → {row['overlay']}" if "overlay" in row else text
+
+
+class Alone(Loaders):
+    """Loaders of a process that does not share its images with others: they have gone on, or wait."""
+
+    def process(self) -> tuple[int, int]:
+        """The first of one."""
+        return 0, 1
 
 
 class Pictures(Subset):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepvit.report.sections import Picture, Section, png_uri
+from deepvit.report.sections import Picture, Section, jpeg_uri, png_uri
 from deepvit.tasks.segmentation.confusion import scores
 
 Array = np.ndarray[Any, Any]
 EXAMPLES = 6
-SMALL, WIDE = 160, 960
+SMALL, WIDE = 160, 1200
 """Pixels: a part of a strip is enlarged to the one, a strip shrunk to the other."""
 
 
@@ -26,8 +26,10 @@ def example_section(strips: Sequence[tuple[Array, str]]) -> Section:
         if image.height < SMALL:
             times = -(-SMALL // image.height)
             image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+        photograph = image.width > WIDE
         image.thumbnail((WIDE, WIDE), Image.Resampling.LANCZOS)
-        pictures.append(Picture(png_uri(image), caption, image.width))
+        source = jpeg_uri(image) if photograph else png_uri(image)
+        pictures.append(Picture(source, caption, image.width))
     intro = (
         "Validation images, evenly spaced: the image, the truth, what the network says, and where that is wrong (red). Grey "
         "pixels do not count."
