@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
+import torch
 
 from deepvit import data as sources
 from deepvit.commands.command import Command
@@ -25,6 +27,7 @@ def diagnose(
     out: str | None = None,
     images: int = 256,
     blocks: str | None = None,
+    lesions: Literal["auto", "off", "full"] = "auto",
     figures: bool = False,
     arch: str | None = None,
     model_args: dict[str, Any] | None = None,
@@ -41,6 +44,7 @@ def diagnose(
         out: folder for report.html and collapse.json; by default diagnosis/MODEL.
         images: number of images, evenly spaced over the data.
         blocks: blocks to measure: all (default), first:N, last:N, 5-11.
+        lesions: take blocks away to see what each is worth: auto (about three times the time of the rest), off, full.
         figures: also write PNG and SVG figures for papers.
         arch: model name that a checkpoint file belongs to.
         model_args: the model's own arguments, as --model_args.img_size 518.
@@ -61,7 +65,10 @@ def diagnose(
         raise UserError("--data is needed: a folder or .tar of images, digits, torch/cifar10, ...")
     pictures, class_names = pictures_of(spec)
     chosen = evenly_spaced(len(pictures), images)
-    loader = eval_loader(pictures if chosen is None else pictures.subset(chosen), batch_size, subject.input)
+    images_read = eval_loader(
+        pictures if chosen is None else pictures.subset(chosen), batch_size, subject.input
+    )
+    loader = Relabelled(images_read, class_names, subject.class_names)
     folder = Path(out) if out is not None else Path("diagnosis") / safe_name(subject.name)
     try:
         return measure(
@@ -71,8 +78,10 @@ def diagnose(
             images=images,
             blocks=blocks,
             name=subject.name,
-            class_names=class_names,
+            class_names=loader.names,
             normalize=(subject.input.mean, subject.input.std),
+            lesions=lesions,
+            score=subject.score,
             figures=figures,
             progress=progress,
             notes=subject.notes,
@@ -80,6 +89,28 @@ def diagnose(
         )
     except UserError as error:
         raise UserError(f"{subject.name}: {error}") from None
+
+
+class Relabelled:
+    """A loader of images whose labels are numbers of the network's classes, where both say what these are called.
+
+    Else the labels stay as they are: whether they are the network's own, lesions find out by themselves.
+    """
+
+    def __init__(self, loader: Any, data: list[str] | None, network: list[str] | None) -> None:
+        self.loader, self.dataset, self.names = loader, loader.dataset, data
+        self.order: torch.Tensor | None = None
+        if data is not None and network is not None and data != network and set(data) <= set(network):
+            self.order, self.names = torch.tensor([network.index(name) for name in data]), network
+
+    @property
+    def skipped(self) -> list[Any]:
+        """Images that could not be read."""
+        return list(self.loader.skipped)
+
+    def __iter__(self) -> Iterator[Any]:
+        for images, targets, *_ in self.loader:
+            yield images, targets if self.order is None else self.order[targets]
 
 
 def train_facts(

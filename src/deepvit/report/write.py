@@ -29,6 +29,7 @@ from deepvit.report.words import (
     subject,
     trained_facts,
 )
+from deepvit.report.worth import cell_of, lesion_charts, lesion_columns
 
 
 def write_report(results: Measurements, out: str | os.PathLike[str], figures: bool = False) -> Path:
@@ -52,7 +53,8 @@ def report_html(results: Measurements) -> bytes:
     """The report of one model as a self-contained HTML page, in UTF-8."""
     results = spoken(results)
     found = charts.profiles([results], together=True)
-    data = page_data([results], [results.name], found)
+    worth = lesion_charts([results])
+    data = page_data([results], [results.name], found, [payload for payload, _ in worth])
     data["curves"] = run_curves(results.provenance.get("run"))
     return page.render(
         "report.html.jinja",
@@ -64,6 +66,7 @@ def report_html(results: Measurements) -> bytes:
         lead=lead(results),
         cures=cure_rows(results),
         margins=margins(results),
+        worth=[words for _, words in worth],
         charts=chart_words(found),
         matrices=matrix_titles([results]),
         numbers=numbers_table([results], [results.name]),
@@ -102,6 +105,8 @@ def numbers_table(results: Sequence[Measurements], names: Sequence[str]) -> dict
     heads += [
         {"title": charts.metric_title(key), "formula": METRICS[key].formula, "text": False} for key in keys
     ]
+    lesions = lesion_columns(results)
+    heads += [{"title": each["title"], "formula": each["formula"], "text": False} for each in lesions]
     rows = []
     for result, name in zip(results, names, strict=True):
         similar = set(result.similar.blocks)
@@ -114,6 +119,9 @@ def numbers_table(results: Sequence[Measurements], names: Sequence[str]) -> dict
                 spread = series.spread[place] if series and value is not None else None
                 over = key == "attention_similarity" and block.index in similar
                 row.append(_cell(value, page.number(value), spread=spread, over=over))
+            for column in lesions:
+                value, spread = cell_of(result, place, column)
+                row.append(_cell(value, page.number(value), spread=spread))
             rows.append(row)
     return {"heads": heads, "rows": rows}
 

@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepvit import models
+from deepvit.collapse.lesions.score import Score
 from deepvit.data import InputSpec
 from deepvit.errors import UserError
 from deepvit.parsing import read_yaml
 from deepvit.runs.card import load_deployed
 from deepvit.runs.inputs import input_of
+from deepvit.tasks import Task
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
@@ -25,6 +27,7 @@ class Subject:
     """A network to look at, and how images have to be prepared for it.
 
     ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known.
+    ``score``: how good its answers are, by the task that it was trained for.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Subject:
     input: InputSpec
     class_names: list[str] | None = None
     data: str | None = None
+    score: Score | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -85,7 +89,17 @@ def from_run(path: Path) -> Subject:
     config = path / "config.yaml"
     data = str(read_yaml(config, "training options").get("data", "digits")) if config.exists() else None
     labels = card.problem.labels
-    return Subject(path.resolve().name, model, card.input, None if labels is None else list(labels), data)
+    names = None if labels is None else list(labels)
+    return Subject(path.resolve().name, model, card.input, names, data, score_of(card.problem))
+
+
+def score_of(problem: Task) -> Score | None:
+    """A task's watched figure as lesions want it: in percent, higher is better; None for others."""
+    column = problem.column()
+    if column.better != "higher" or column.unit != "%":
+        return None
+    name = "accuracy" if column.key == "top1" else column.key
+    return Score(name, problem.meter, column.key)
 
 
 def from_checkpoint(path: Path, arch: str | None, arguments: dict[str, Any]) -> Subject:

@@ -256,6 +256,7 @@ def diagnose_run(
     if not config.result.diagnose_images:
         return
     from deepvit.report import diagnose
+    from deepvit.runs.subjects import score_of
 
     try:
         diagnose(
@@ -266,6 +267,7 @@ def diagnose_run(
             name=out.name,
             class_names=card.problem.labels,
             normalize=(card.input.mean, card.input.std),
+            score=score_of(card.problem),
             progress=False,
             provenance={
                 "data": config.data.spec,
