@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 from deepvit.capturing import Seen, capture
 from deepvit.collapse import collect, states
 from deepvit.collapse.chosen import ChosenMaps
+from deepvit.collapse.lesions import lines
+from deepvit.collapse.lesions.effects import Lesions
+from deepvit.collapse.lesions.kept import Kept
+from deepvit.collapse.lesions.measuring import MODES, Mode, measure_lesions
+from deepvit.collapse.lesions.score import Score
 from deepvit.collapse.metrics.cross import SIMILAR_RULE
 from deepvit.collapse.metrics.tokens import HIGH_NORM_FACTOR
 from deepvit.collapse.plan import Plan, make_plan
@@ -24,6 +30,9 @@ from deepvit.collapse.stream import Batch, Pass, batches, evaluating
 from deepvit.collapse.verdict import decide
 from deepvit.errors import UserError
 from deepvit.layers.blocks import parse_blocks
+
+# With lesions on "auto": at most this much of the plain diagnosis's time for them.
+TIMES = 2.7
 
 
 def measure(
@@ -38,13 +47,16 @@ def measure(
     progress: bool = False,
     attention_images: int = 64,
     maps: int = 4,
+    lesions: Mode = "off",
+    score: Score | None = None,
 ) -> Measurements:
-    """Measure attention collapse of any Vision Transformer on images.
+    """Measure attention collapse of any Vision Transformer on images, and what each of its blocks is worth.
 
     The arguments are those of ``deepvit.diagnose``, which also makes words and files of what this measures.
     The model runs in evaluation mode, without gradients, once over the images; every module is then again
     in the mode that it was in. Tokens are measured on all images, attention on ``attention_images`` of them
-    spread evenly; what was sampled is in ``provenance``. Memory does not grow with the number of images.
+    spread evenly; what was sampled is in ``provenance``. Memory does not grow with the number of images, except for
+    lesions, which keep the images that they are done on (``KEPT_IMAGES`` at most; with "full" all).
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
@@ -54,6 +66,8 @@ def measure(
         raise UserError(
             f"images={images}, attention_images={attention_images}: at least 1 each; maps={maps}: at least 0"
         )
+    if lesions not in MODES:
+        raise UserError(f"lesions={lesions!r}: choose {', '.join(MODES)}")
     started = time.perf_counter()
     with evaluating(model):
         stream = batches(loader, images, class_names)
@@ -65,11 +79,29 @@ def measure(
         plan = make_plan(rows, total, attention_images)
         chosen = ChosenMaps(rows, plan, total, maps, normalize)
         measured = Pass(model, rows, plan, chosen)
+        kept = Kept(lesions, total)
         with _bar(progress, total) as done:
-            measured.run(first, done)
-            for batch in stream:
+            for batch in itertools.chain([first], stream):
                 measured.run(batch, done)
-    results = _measurements(model, name, rows, measured, first)
+                kept.take(batch)
+        plain = time.perf_counter() - started
+        found = None
+        if lesions != "off":
+            seconds = TIMES * plain if lesions == "auto" else None
+            with _bar(progress, 100, "lesions", "%") as done:
+                found = measure_lesions(
+                    model,
+                    rows,
+                    kept.images(),
+                    kept.targets(),
+                    seconds=seconds,
+                    score=score,
+                    done=_to_share(done),
+                )
+    results = _measurements(model, name, rows, measured, first, found)
+    if found is not None:
+        results.provenance["thresholds"] |= {"lesions": lines.STATED}
+        results.provenance["seconds_without_lesions"] = round(plain, 2)
     results.provenance |= {
         "unreadable": [str(text) for text in getattr(loader, "skipped", [])],
         "seconds": round(time.perf_counter() - started, 2),
@@ -95,7 +127,12 @@ def probe(
 
 
 def _measurements(
-    model: nn.Module, name: str | None, rows: Sequence[Row], measured: Pass, first: Batch
+    model: nn.Module,
+    name: str | None,
+    rows: Sequence[Row],
+    measured: Pass,
+    first: Batch,
+    lesions: Lesions | None,
 ) -> Measurements:
     series = collect.all_series(measured.attention, measured.tokens)
     shares = collect.shares(measured.attention, measured.tokens)
@@ -113,7 +150,7 @@ def _measurements(
         per_head=collect.per_head(measured.attention),
         matrices=collect.all_matrices(measured.attention, measured.tokens),
         similar=collect.similar(rows, series, shares),
-        verdict=decide(facts, series, shares),
+        verdict=decide(facts, series, shares, lesions),
         provenance={
             "images": measured.images,
             "attention_images": measured.attention_images,
@@ -135,6 +172,7 @@ def _measurements(
             "device": str(next((p.device for p in model.parameters()), "cpu")),
         },
         maps=measured.chosen.images if measured.chosen else [],
+        lesions=lesions,
     )
 
 
@@ -170,19 +208,34 @@ def _complaints(loader: Iterable[Any]) -> str:
     return f": {len(skipped)} could not be read, the first: {skipped[0]}" if skipped else ""
 
 
+def _to_share(advance: Callable[[int], None]) -> Callable[[float], None]:
+    """Told a share of the work, advances a bar of 100."""
+    reached = 0
+
+    def done(share: float) -> None:
+        nonlocal reached
+        step = int(100 * share) - reached
+        reached += step
+        advance(step)
+
+    return done
+
+
 @contextmanager
-def _bar(show: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+def _bar(
+    show: bool, total: int | None, what: str = "measuring", unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; calls advance it by images."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("measuring"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("images"),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
-        task = bar.add_task("measuring", total=total)
+        task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

@@ -11,8 +11,12 @@ import base64
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from deepvit.collapse.lesions.effects import Lesions
+
 SCHEMA = "deepvit.collapse"
-VERSION = 1
+VERSION = 2
+READS = (1, 2)
+"""Versions of the file that are read: 1 had no lesions."""
 
 Matrix = list[list[float | None]]
 
@@ -129,10 +133,14 @@ class Finding:
     """One thing that the numbers say, in parts; ``deepvit.report`` makes the sentence.
 
     ``kind``: see ``Verdict.kind``; "notice" for what is worth saying but is no collapse. ``about`` is what it
-    says: a kind, also where it is only a notice, or "close_maps", "mixed_maps", "patches_high". ``numbers``:
-    what was compared (a metric, or "attended_keys") → over which blocks → mean; "here" are the finding's
-    own ``blocks``, "before" all blocks before them, "deeper_half" says itself, "of" is the most there can be.
+    says: a kind, also where it is only a notice, or "close_maps", "mixed_maps", "patches_high"; of lesions "idle_alone",
+    "early_end", "every_block", "patches_unneeded", "maps_unneeded". ``numbers``: what was compared (a metric,
+    "attended_keys", a lesion, or of lesions "answers", "changed", "score", "loss") → over which blocks → mean; "here"
+    are the finding's own ``blocks``, "before" all blocks before them, "deeper_half" says itself, "of" is the most there
+    can be, "line" where it would count, "kept" in how many blocks a lesion does nothing, "intact" without a lesion.
     ``images_share`` is the share of images that show it by themselves. ``to_end``: it holds to the last block.
+    ``outcome``: what lesions say of a likeness: "idle", "unneeded", "needed", "mixed", or nothing (``worth.tested``).
+    ``measure``: how lesions measured answers (``Lesions.measure``); ``figure``: what their score is called.
     """
 
     kind: str
@@ -141,6 +149,9 @@ class Finding:
     numbers: dict[str, dict[str, float]] = field(default_factory=dict)
     images_share: float | None = None
     to_end: bool = False
+    outcome: str = ""
+    measure: str = ""
+    figure: str = ""
 
     def number(self, metric: str, where: str = "here") -> float | None:
         """One of the numbers; ``None`` where it was not measured."""
@@ -176,13 +187,20 @@ class Counts:
 
 @dataclass
 class Verdict:
-    """Does it collapse, from which block on, towards what, what answers that, and how sure that is.
+    """Which blocks earn their place, does it collapse, from where on, what answers that, and how sure that is.
 
-    ``kind`` is "healthy", "maps_alike", "uniform_maps", "sharp_maps", "patches_alike", or
-    "untrained_or_uniform" (all maps near uniform: an untrained network looks like that, so it is not called
-    collapse). ``collapsed`` is true for the middle four. ``from_block`` counts from 0. The finding that
-    names the verdict comes first in ``findings``, notices last. ``sureness`` is "sure", "likely" or "unsure":
-    by ``agreement``, the share of ``images`` that show it by themselves (``None``: not measured).
+    ``kind`` is "harm" (blocks without which it answers better), "idle" (blocks without which it answers the same),
+    "maps_alike", "uniform_maps", "sharp_maps", "patches_alike" (collapse), "healthy", or "untrained_or_uniform" (all
+    maps near uniform: an untrained network looks like that, so it is not called collapse). ``collapsed``: whether a
+    collapse is among the findings. ``from_block`` counts from 0. The finding that names the verdict comes first in
+    ``findings``, notices last. ``sureness`` is "sure", "likely" or "unsure": by ``agreement``, the share of ``images``
+    that show it by themselves (``None``: not measured); of idle blocks the share whose answer stays, and
+    ``doubt`` the most that may change by chance (95%).
+
+    ``judged``: by lesions, of which kinds (keys of ``lesions.catalogue.LESIONS``; empty: by likeness alone).
+    ``untested``: kinds for which there was no time. ``refused``: lesions that this network does not allow.
+    ``unjudged``: why lesions were not used, in a word: "off", "failed", "tells_nothing", or nothing. ``task``:
+    "classification", "dense", "features". ``score_name``: what its figure of quality is called.
 
     These are the parts; the words that they make are joined by ``deepvit.report``.
     """
@@ -196,6 +214,14 @@ class Verdict:
     agreement: float | None = None
     images: int = 0
     counts: Counts = field(default_factory=Counts)
+    doubt: float | None = None
+    judged: list[str] = field(default_factory=list)
+    untested: list[str] = field(default_factory=list)
+    refused: int = 0
+    unjudged: str = "off"
+    task: str = ""
+    score_name: str = ""
+    measure: str = ""
 
     @property
     def main(self) -> Finding | None:
@@ -208,7 +234,8 @@ class Measurements:
     """All results of one diagnosis.
 
     ``series`` per block; ``per_head`` [block][head] for "entropy" and "attention_distance"; ``matrices``
-    [block][block] (keys of ``catalogue.MATRICES``); ``maps`` a few chosen images; ``model`` class, parameters
+    [block][block] (keys of ``catalogue.MATRICES``); ``maps`` a few chosen images; ``lesions`` what each block is worth
+    (``None``: not asked for); ``model`` class, parameters
     and input size; ``provenance`` how it was measured: images, sampling, thresholds, versions, seconds,
     unreadable images.
     """
@@ -223,6 +250,7 @@ class Measurements:
     verdict: Verdict
     provenance: dict[str, Any]
     maps: list[ImageMaps] = field(default_factory=list)
+    lesions: Lesions | None = None
 
     def __repr__(self) -> str:
         """Three lines: of what, the verdict's parts, and what was measured (all of it would be many pages)."""
@@ -246,9 +274,10 @@ class Measurements:
         """The inverse of ``to_dict``. Raises ValueError for another schema or a newer version."""
         if plain.get("schema") != SCHEMA:
             raise ValueError(f"not a collapse report: schema is {plain.get('schema')!r}, expected {SCHEMA!r}")
-        if plain.get("version") != VERSION:
+        if plain.get("version") not in READS:
             raise ValueError(
-                f"collapse report of version {plain.get('version')!r}, this package reads version {VERSION}"
+                f"collapse report of version {plain.get('version')!r}, this package reads versions "
+                f"{' and '.join(map(str, READS))}"
             )
         blocks = [BlockFacts(**entry) for entry in plain["blocks"]]
         series = {key: Series(**entry) for key, entry in plain["series"].items()}
@@ -262,6 +291,7 @@ class Measurements:
             similar=SimilarBlocks(**plain["similar"]),
             verdict=_verdict(plain, blocks, series),
             provenance=plain["provenance"],
+            lesions=None if plain.get("lesions") is None else Lesions.from_dict(plain["lesions"]),
             maps=[
                 ImageMaps(
                     **{

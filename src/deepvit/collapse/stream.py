@@ -22,11 +22,12 @@ from deepvit.errors import UserError
 
 @dataclass
 class Batch:
-    """Images [B,3,h,w] with their numbers in the stream and what to call them."""
+    """Images [B,3,h,w] with their numbers in the stream, what to call them, and targets where the loader gives some."""
 
     images: Tensor
     numbers: list[int]
     labels: list[str]
+    targets: Any = None
 
 
 @contextmanager
@@ -56,7 +57,10 @@ def batches(loader: Iterable[Any], images: int | None, class_names: Sequence[str
         if images is not None:
             tensor = tensor[: images - seen]
         numbers = list(range(seen, seen + len(tensor)))
-        yield Batch(tensor, numbers, [_label(n, i, targets, class_names) for i, n in enumerate(numbers)])
+        labels = [_label(n, i, targets, class_names) for i, n in enumerate(numbers)]
+        # Targets of as many images as there are; other things that loaders give besides are not known.
+        known = isinstance(targets, Tensor | list) and len(targets) >= len(tensor)
+        yield Batch(tensor, numbers, labels, targets[: len(tensor)] if known else None)
         seen += len(tensor)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
+import torch
 from torch import nn
 
 from deepvit import data as sources
@@ -28,6 +29,7 @@ def diagnose(
     out: str | None = None,
     images: int = 256,
     blocks: str | None = None,
+    lesions: Literal["auto", "off", "full"] = "auto",
     figures: bool = False,
     arch: str | None = None,
     model_args: dict[str, Any] | None = None,
@@ -47,6 +49,7 @@ def diagnose(
         out: folder for report.html and collapse.json; by default diagnosis/MODEL, and for a network in Python none.
         images: number of images, evenly spaced over the data.
         blocks: blocks to measure: all (default), first:N, last:N, 5-11.
+        lesions: take blocks away to see what each is worth: auto (about three times the time of the rest), off, full.
         figures: also write PNG and SVG figures for papers.
         arch: model name that a checkpoint file belongs to.
         model_args: the model's own arguments, as --model.img_size 518.
@@ -62,7 +65,9 @@ def diagnose(
     """
     if images < 1 or batch_size < 1:
         raise UserError(f"images={images} and batch_size={batch_size} must be at least 1")
-    common = {"images": images, "blocks": blocks, "figures": figures, "progress": progress}
+    common: dict[str, Any] = {
+        "images": images, "blocks": blocks, "lesions": lesions, "figures": figures, "progress": progress,
+    }  # fmt: skip
     if isinstance(model, nn.Module):
         for name, given in (("arch", arch), ("model_args", model_args), ("pretrained", pretrained or None)):
             if given is not None:
@@ -82,19 +87,20 @@ def diagnose(
     if isinstance(data, Iterable) and not isinstance(data, str):
         loader, class_names, facts = data, network.class_names, {}
     else:
-        pictures, class_names = pictures_of(spec, network if data is None else None)
+        pictures, names = pictures_of(spec, network if data is None else None)
         chosen = evenly_spaced(len(pictures), images)
-        loader = eval_loader(
+        images_read = eval_loader(
             pictures if chosen is None else pictures.subset(chosen), batch_size, network.input
         )
-        facts = {"data": spec}
+        loader = Relabelled(images_read, names, network.class_names)
+        class_names, facts = loader.names, {"data": spec}
     if isinstance(model, str):
         facts |= train_facts(model, spec, arch, model_args, pretrained)
     if network.random:
         facts["weights"] = "random"
     known = {
         "name": network.name, "class_names": class_names, "normalize": (network.input.mean, network.input.std),
-        "notes": network.notes,
+        "notes": network.notes, "score": network.score,
     }  # fmt: skip
     facts |= measuring.pop("provenance", None) or {}
     try:
@@ -103,6 +109,28 @@ def diagnose(
         )
     except UserError as error:
         raise UserError(f"{network.name}: {error}") from None
+
+
+class Relabelled:
+    """A loader of images whose labels are numbers of the network's classes, where both say what these are called.
+
+    Else the labels stay as they are: whether they are the network's own, lesions find out by themselves.
+    """
+
+    def __init__(self, loader: Any, data: list[str] | None, network: list[str] | None) -> None:
+        self.loader, self.dataset, self.names = loader, loader.dataset, data
+        self.order: torch.Tensor | None = None
+        if data is not None and network is not None and data != network and set(data) <= set(network):
+            self.order, self.names = torch.tensor([network.index(name) for name in data]), network
+
+    @property
+    def skipped(self) -> list[Any]:
+        """Images that could not be read."""
+        return list(self.loader.skipped)
+
+    def __iter__(self) -> Iterator[Any]:
+        for images, targets, *_ in self.loader:
+            yield images, targets if self.order is None else self.order[targets]
 
 
 def train_facts(

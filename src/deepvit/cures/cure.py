@@ -34,6 +34,8 @@ class Cure:
         answers: kind of finding in a collapse report → one clause that says how the cure answers it. A report
             recommends the cures that answer what it found, in the order of the registry.
         per_block: False for a change to the whole model, which takes no blocks.
+        removes: it takes its blocks out of the model: it is put in last, the blocks count anew behind it, and "auto"
+            takes only what a report recommends for it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Cure:
     helps: str
     answers: Mapping[str, str] = field(default_factory=dict)
     per_block: bool = True
+    removes: bool = False
 
     def make_options(self, given: dict[str, Any]) -> Any:
         """The options object; raises UserError for an option or a start that the cure does not have."""

@@ -74,7 +74,8 @@ def apply(
     if report is not None and blocks != "auto" and all(w.blocks != "auto" for w in wanted):
         raise UserError("a collapse report is given but no cure asks for blocks 'auto'")
     steps = []
-    for want in sorted(wanted, key=lambda w: list(CURES).index(w.name)):
+    # Removing comes last, whatever was registered since: block numbers are those of the network as it stands.
+    for want in sorted(wanted, key=lambda w: (CURES[w.name].removes, list(CURES).index(w.name))):
         cure = CURES[want.name]
         chosen = _choose_blocks(model, cure, want, blocks, report, alone=len(wanted) == 1)
         steps.append((cure, chosen, cure.make_options({**common, **options.get(cure.name, {})})))
@@ -148,7 +149,7 @@ def _choose_blocks(
 
 def _check_exclusions(model: nn.Module, new: list[tuple[str, list[int]]]) -> None:
     present: list[dict[str, Any]] = list(getattr(model, "deepvit_cures", []))  # type: ignore[arg-type]
-    old = [(entry["name"], entry["blocks"]) for entry in present]
+    old = _as_numbered_now(present)
     for place, (name, chosen) in enumerate(new):
         for other, theirs in old + new[:place]:
             shared = sorted(set(chosen) & set(theirs))
@@ -161,6 +162,19 @@ def _check_exclusions(model: nn.Module, new: list[tuple[str, list[int]]]) -> Non
                     f"{other} and {name} exclude each other and both ask for block {shared[0]}; "
                     "choose one, or give them different blocks"
                 )
+
+
+def _as_numbered_now(record: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
+    """What a model has, with the numbers that its blocks have now: removed ones are gone, later ones moved up."""
+    found: list[tuple[str, list[int]]] = []
+    for entry in record:
+        if not CURES[entry["name"]].removes:
+            found.append((entry["name"], list(entry["blocks"])))
+            continue
+        gone = set(entry["blocks"])
+        moved = [(name, [b for b in blocks if b not in gone]) for name, blocks in found]
+        found = [(name, [b - sum(g < b for g in gone) for b in blocks]) for name, blocks in moved]
+    return found
 
 
 def blocks_from_report(report: Any, cure: str, depth: int) -> str:
@@ -188,6 +202,11 @@ def blocks_from_report(report: Any, cure: str, depth: int) -> str:
     for entry in told.get("cures", []):
         if entry["name"] == cure:
             return str(entry["blocks"])
+    if CURES[cure].removes:
+        raise UserError(
+            f"the collapse report names no blocks for {cure} (verdict: {told.get('kind')}): no block in it is idle, "
+            "or it was written without lesions (deepvit diagnose --lesions auto)"
+        )
     first = told.get("from_block")
     if not told.get("collapsed") or first is None:
         kind = told.get("kind")

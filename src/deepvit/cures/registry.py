@@ -8,7 +8,7 @@ from deepvit.cures.cure import Cure
 from deepvit.errors import UserError
 
 # In the order in which they are put in and recommended: replacements of attention before additions to it, what
-# changes values before what reads them.
+# changes values before what reads them, what removes blocks last.
 FILES = (
     "reattention",
     "talking_heads",
@@ -28,6 +28,7 @@ FILES = (
     "sigma_reparam",
     "gated_attention",
     "registers",
+    "cut",
 )
 
 CURES: dict[str, Cure] = {}

@@ -29,7 +29,7 @@ from deepvit.errors import UserError
 from deepvit.losses.precision import full
 
 
-@torch.compiler.assume_constant_result  # torch 2.11 cannot compile the question
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.11 cannot compile the question
 def _autocast_device(device: str) -> str:
     """The device type itself, or "cpu" where it has no autocast (meta)."""
     return device if torch.amp.is_autocast_available(device) else "cpu"

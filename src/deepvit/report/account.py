@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deepvit.collapse.results import Measurements
+from deepvit.report import lesion_words
 
 
 def account(results: Measurements) -> list[str]:
@@ -45,6 +46,8 @@ def account(results: Measurements) -> list[str]:
             "Where heads are mixed, similarity, contrast and rank are of the mixed maps that multiply V; "
             "entropy and distance of the softmax maps, since signed maps have none."
         )
+    if results.lesions is not None:
+        lines += lesion_words.account(results.lesions)
     return [*lines, *facts["capture"]]
 
 

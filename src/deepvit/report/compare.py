@@ -23,6 +23,7 @@ from deepvit.report.words import (
     model_facts,
     subject,
 )
+from deepvit.report.worth import lesion_charts
 from deepvit.report.write import (
     definitions,
     frame,
@@ -76,7 +77,8 @@ def compare_html(
     results = [spoken(result) for result in results]
     names = distinct_names(results)
     found = charts.profiles(results, together=len(results) == 1)
-    data = page_data(results, names, found)
+    worth = lesion_charts(results)
+    data = page_data(results, names, found, [payload for payload, _ in worth])
     data["curves"] = curve_charts(curves or {}, names, x_name, curve_names or {})
     return page.render(
         "compare.html.jinja",
@@ -96,6 +98,7 @@ def compare_html(
             }
             for place, (result, name) in enumerate(zip(results, names, strict=True))
         ],
+        worth=[words for _, words in worth],
         charts=chart_words(found),
         matrices=matrix_titles(results),
         notes=notes(data["models"]),

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from deepvit.collapse.lesions.measuring import Mode
+from deepvit.collapse.lesions.score import Score
 from deepvit.collapse.measuring import measure
 from deepvit.report.account import account
 from deepvit.report.notebook import in_html, in_two_lines
@@ -59,17 +61,20 @@ def diagnose(
     progress: bool = True,
     attention_images: int = 64,
     maps: int = 4,
+    lesions: Mode = "auto",
+    score: Score | None = None,
     notes: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
     foremost: Sequence[str] = (),
 ) -> Report:
-    """Measure attention collapse of any Vision Transformer on images, and say what it means.
+    """Measure attention collapse of any Vision Transformer on images, find out whether it matters, and say so.
 
     The model runs in evaluation mode, without gradients, once over the images; every module is then again
     in the mode that it was in. Tokens are measured on all images, attention on ``attention_images`` of them
     spread evenly; what was sampled is in ``metrics["provenance"]``. Memory does not grow with the number of
-    images.
+    images. Then blocks and parts of them are taken away, one by one and together, and the answer without them is compared
+    with the intact network's ("lesions"): that says which blocks earn their place.
 
     Args:
         model: what :func:`deepvit.capture` can watch, on any device; images are moved to it.
@@ -86,6 +91,11 @@ def diagnose(
         progress: show a progress bar with the time left.
         attention_images: how many of the images to measure attention on.
         maps: how many images to keep attention maps of.
+        lesions: "auto" takes at most about three times the time of the rest, with as many images and kinds of lesions
+            as fit; "full" does all on all images (which are then kept in memory); "off" none: the verdict is then
+            by likeness alone. Targets of the loader, if it gives some, are used for accuracy where they agree with
+            the network's answers better than chance.
+        score: what of the targets is measured; by default accuracy for labels [B], mIoU for masks [B, H, W].
         notes: remarks for the report's account of how it was measured.
         provenance: facts for that account, such as ``data``; and ``train``, ``{"options": [...], "out": ...}``,
             the words after ``deepvit train`` that train this network, for the commands of the cures.
@@ -108,6 +118,8 @@ def diagnose(
             progress=progress,
             attention_images=attention_images,
             maps=maps,
+            lesions=lesions,
+            score=score,
         )
     )
     results.provenance |= provenance or {}

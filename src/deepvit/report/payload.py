@@ -12,6 +12,7 @@ from deepvit.collapse.catalogue import MATRICES, METRICS
 from deepvit.collapse.results import Measurements, Series
 from deepvit.report import charts, pictures
 from deepvit.report.words import spoken_blocks
+from deepvit.report.worth import cell_of, lesion_columns, lesion_series, worth_strip
 
 MAPS_BUDGET = 5_500_000
 """Characters of maps and images in one page, all models together; the rest of a page is far below 1 MB."""
@@ -20,9 +21,15 @@ PATCHES_BUDGET = 1_600_000
 
 
 def page_data(
-    results: Sequence[Measurements], names: Sequence[str], profiles: Sequence[charts.Profile]
+    results: Sequence[Measurements],
+    names: Sequence[str],
+    profiles: Sequence[charts.Profile],
+    before: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything that the script draws, for one model or several side by side; ``names`` are told apart."""
+    """Everything that the script draws, for one model or several side by side; ``names`` are told apart.
+
+    ``before``: charts that stand before the profiles, as the script reads them.
+    """
     zeros = {"cka": charts.scale_start(results, "cka")}
     models = [
         _model(
@@ -39,7 +46,7 @@ def page_data(
         model["strip"]["low"] = _lowest(results)
     return {
         "models": models,
-        "charts": [charts.chart_payload(profile, results) for profile in profiles],
+        "charts": [*before, *(charts.chart_payload(profile, results) for profile in profiles)],
         "csv": numbers_csv(results, names),
     }
 
@@ -64,7 +71,9 @@ def _model(
             }
             for key, series in result.series.items()
             if key in METRICS  # a file may hold a metric that only the program that wrote it knows
-        },
+        }
+        | lesion_series(result),
+        "worth": worth_strip(result, name, spoken),
         "strip": _strip(result, name, spoken),
         "matrices": {
             key: {
@@ -108,6 +117,7 @@ def _strip(result: Measurements, name: str, spoken: Sequence[int]) -> dict[str, 
         "rows": rows,
         "from": indices.index(spoken[0]) if spoken else None,
         "to": indices.index(spoken[-1]) if spoken else None,
+        "marked": [indices.index(index) for index in spoken],
         "hint": "One cell a block, from the input on the left to the output on the right.",
     }
 
@@ -138,15 +148,21 @@ def _heads(per_head: Sequence[Sequence[float | None] | None] | None) -> list[lis
 def numbers_csv(results: Sequence[Measurements], names: Sequence[str]) -> str:
     """Every per-block number with its spread over images, one row a block, in full precision."""
     keys = [key for key in METRICS if any(key in result.series for result in results)]
+    lesions = lesion_columns(results)
+    named = [f"lesion_{each['key']}" + ("_score" if each["part"] == "score" else "") for each in lesions]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["model", "block", "name", *(part for key in keys for part in (key, f"{key}_spread"))])
+    writer.writerow(
+        ["model", "block", "name", *(part for key in [*keys, *named] for part in (key, f"{key}_spread"))]
+    )
     for result, name in zip(results, names, strict=True):
         for place, block in enumerate(result.blocks):
             cells: list[float | str | None] = []
             for key in keys:
                 series = result.series.get(key)
                 cells += [series.values[place], series.spread[place]] if series else [None, None]
+            for column in lesions:
+                cells += cell_of(result, place, column)
             writer.writerow(
                 [name, block.index, block.name, *("" if cell is None else cell for cell in cells)]
             )

@@ -9,6 +9,7 @@ from deepvit.collapse.metrics.cross import SIMILAR_THRESHOLD
 from deepvit.collapse.results import Counts, Finding, Verdict
 from deepvit.collapse.states import PATCHES_ALIKE
 from deepvit.collapse.verdict import FEW_IMAGES
+from deepvit.report import lesion_words
 
 _SURE = {"sure": "This is sure", "likely": "This is likely", "unsure": "This is not sure"}
 # Maps or heads that are less alike than this are said to differ.
@@ -16,20 +17,34 @@ _DIFFERENT = 0.5
 
 
 def headline(verdict: Verdict) -> str:
-    """One line: whether it collapses, towards what, from which block on."""
+    """One line: which blocks are idle or do harm, or whether it collapses, towards what, from which block on."""
     main = verdict.main
     if verdict.kind == "untrained_or_uniform":
         return "Untrained or uniform: the maps of every block are near uniform"
     if main is None:
-        return "No collapse"
+        every = any(found.about == "every_block" for found in verdict.findings)
+        return "No collapse, and every block works" if every else "No collapse"
+    if main.about in ("idle", "harm"):
+        return lesion_words.headline(main)
     where = f"from block {verdict.from_block} on" if main.to_end else f"in {span(main.blocks)}"
     return f"Collapse: {KINDS[verdict.kind]} {where}"
 
 
 def paragraph(verdict: Verdict) -> str:
-    """What a page says under its headline: the finding that names the verdict, the counts, and what follows."""
+    """What a page says under its headline: the finding that names the verdict, and what follows.
+
+    The counts of similar blocks stand here only where likeness is what was judged by.
+    """
     main = verdict.main
-    parts = ["" if main is None else sentence(main), counts(verdict.counts), aftermath(verdict)]
+    least = next((found for found in verdict.findings if found.about == "every_block"), None)
+    first = main if main is not None else least
+    told = "" if verdict.judged else counts(verdict.counts)
+    parts = [
+        "" if first is None else sentence(first),
+        told,
+        aftermath(verdict),
+        lesion_words.untested(verdict),
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -37,7 +52,7 @@ def body(verdict: Verdict) -> str:
     """The whole verdict without its headline: findings, counts, remarks, cures, and how sure."""
     main = [sentence(found) for found in verdict.findings if found.kind != "notice"]
     notices = [sentence(found) for found in verdict.findings if found.kind == "notice"]
-    parts = [*main, counts(verdict.counts), *notices, aftermath(verdict)]
+    parts = [*main, counts(verdict.counts), *notices, aftermath(verdict), lesion_words.untested(verdict)]
     if verdict.cures:
         names = [f"{cure.name} ({cure.blocks})" for cure in verdict.cures[:3]]
         parts.append(f"What answers it, with the blocks: {', '.join(names)}.")
@@ -55,6 +70,8 @@ def aftermath(verdict: Verdict) -> str:
 def sureness(verdict: Verdict) -> str:
     """How sure, and by what: a clause."""
     images, agree = verdict.images, verdict.agreement
+    if verdict.judged and verdict.kind in ("idle", "harm", "healthy"):
+        return lesion_words.sureness(verdict)
     if agree is None:
         return "how much it differs between images was not measured"
     if images == 1:
@@ -85,7 +102,7 @@ def counts(told: Counts) -> str:
 
 def sentence(finding: Finding) -> str:
     """A finding in a sentence."""
-    return _SENTENCES[finding.about](finding) + "."
+    return _SENTENCES[finding.about](finding) + lesion_words.whether_it_matters(finding) + "."
 
 
 def evidence(finding: Finding, name: Callable[[str], str] = str) -> dict[str, float]:
@@ -93,7 +110,12 @@ def evidence(finding: Finding, name: Callable[[str], str] = str) -> dict[str, fl
     found = {}
     for metric, numbers in finding.numbers.items():
         for where, value in numbers.items():
-            if metric == "attended_keys":
+            if where in ("line", "kept", "of", "intact", "block") and metric != "attended_keys":
+                continue  # beside the number that they belong to
+            if metric in lesion_words.TOLD:
+                if told := lesion_words.TOLD[metric](finding):
+                    found[told] = value
+            elif metric == "attended_keys":
                 if where == "here":
                     found[f"tokens that a query attends to, of {numbers['of']:.0f}"] = value
             else:
@@ -199,6 +221,7 @@ _SENTENCES: dict[str, Callable[[Finding], str]] = {
     "close_maps": _close_maps,
     "mixed_maps": _mixed_maps,
     "patches_high": _patches_high,
+    **lesion_words.SENTENCES,
 }
 
 

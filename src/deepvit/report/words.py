@@ -33,6 +33,8 @@ def lead(result: Measurements) -> str:
 def finding_rows(result: Measurements) -> list[dict[str, Any]]:
     """Every finding with its numbers; the sentence of the main one is left to the paragraph above."""
     main = result.verdict.main
+    if main is None:  # of a healthy network the paragraph tells the block that is the least worth
+        main = next((found for found in result.verdict.findings if found.about == "every_block"), None)
     return [
         {
             "sentence": None if finding is main else sentences.sentence(finding),
@@ -95,10 +97,10 @@ def metric_name(key: str) -> str:
 def spoken_blocks(result: Measurements) -> list[int]:
     """The blocks that the verdict speaks of: those of its first finding; none when nothing has collapsed."""
     verdict = result.verdict
-    if not verdict.collapsed:
+    if not verdict.collapsed and verdict.kind not in ("idle", "harm"):
         return []
     if verdict.main is not None and verdict.main.blocks:
-        return sorted(verdict.main.blocks)
+        return sorted(set(verdict.main.blocks))
     start = verdict.from_block or 0
     return [block.index for block in result.blocks if block.index >= start]
 

@@ -30,6 +30,7 @@ from deepvit.report.words import (
     subject,
     trained_facts,
 )
+from deepvit.report.worth import cell_of, lesion_charts, lesion_columns
 
 
 def write_report(
@@ -63,7 +64,8 @@ def report_html(
     results = spoken(results)
     found = charts.profiles([results], together=True)
     found.sort(key=lambda profile: not set(profile.keys) & set(foremost))
-    data = page_data([results], [results.name], found)
+    worth = lesion_charts([results])
+    data = page_data([results], [results.name], found, [payload for payload, _ in worth])
     data["curves"] = run_curves(results.provenance.get("run"))
     return page.render(
         "report.html.jinja",
@@ -76,6 +78,7 @@ def report_html(
         lead=lead(results),
         cures=cure_rows(results),
         margins=margins(results),
+        worth=[words for _, words in worth],
         charts=chart_words(found),
         matrices=matrix_titles([results]),
         numbers=numbers_table([results], [results.name]),
@@ -114,6 +117,8 @@ def numbers_table(results: Sequence[Measurements], names: Sequence[str]) -> dict
     heads += [
         {"title": charts.metric_title(key), "formula": METRICS[key].formula, "text": False} for key in keys
     ]
+    lesions = lesion_columns(results)
+    heads += [{"title": each["title"], "formula": each["formula"], "text": False} for each in lesions]
     rows = []
     for result, name in zip(results, names, strict=True):
         similar = set(result.similar.blocks)
@@ -126,6 +131,9 @@ def numbers_table(results: Sequence[Measurements], names: Sequence[str]) -> dict
                 spread = series.spread[place] if series and value is not None else None
                 over = key == "attention_similarity" and block.index in similar
                 row.append(_cell(value, page.number(value), spread=spread, over=over))
+            for column in lesions:
+                value, spread = cell_of(result, place, column)
+                row.append(_cell(value, page.number(value), spread=spread))
             rows.append(row)
     return {"heads": heads, "rows": rows}
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepvit import models
+from deepvit.collapse.lesions.score import Score
 from deepvit.data import InputSpec
 from deepvit.errors import UserError
 from deepvit.runs.card import load_deployed
@@ -27,8 +28,8 @@ CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 class Subject:
     """A network to look at, and how images have to be prepared for it.
 
-    ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known;
-    ``problem`` opens it with the arguments ``opening`` behind its name.
+    ``class_names``: names of whole-number targets. ``data``: the data set that it was trained on, where that is known.
+    ``score``: how good its answers are, by the task that it was trained for.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Subject:
     input: InputSpec
     class_names: list[str] | None = None
     data: str | None = None
+    score: Score | None = None
     notes: list[str] = field(default_factory=list)
     random: bool = False
     """Whether the weights are those that the network starts with: nothing was loaded."""
@@ -93,12 +95,20 @@ def from_run(path: Path) -> Subject:
     model, card = load_deployed(path)
     labels = card.problem.labels
     subject = Subject(path.resolve().name, model, card.input, None if labels is None else list(labels))
-    subject.problem = card.problem
+    subject.problem, subject.score = card.problem, score_of(card.problem)
     if (path / "config.yaml").exists():
         options = stored_options(path)
         subject.data = str(options["data"])
         subject.open = partial(open_stored, card.problem, options)
     return subject
+
+
+def score_of(problem: Task) -> Score | None:
+    """A task's watched figure as lesions want it: in percent, higher is better; None for others."""
+    column = problem.column()
+    if column.better != "higher" or column.unit != "%":
+        return None
+    return Score(column.title, problem.meter, column.key)
 
 
 def from_checkpoint(path: Path, arch: str | None, arguments: dict[str, Any]) -> Subject:

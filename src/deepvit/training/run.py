@@ -284,6 +284,7 @@ def diagnose_run(
     if not config.result.diagnose_images:
         return
     from deepvit.report import diagnose
+    from deepvit.runs.subjects import score_of
 
     card, loaders = parts.card, parts.loaders
     try:
@@ -295,6 +296,7 @@ def diagnose_run(
             name=out.name,
             class_names=card.problem.labels,
             normalize=(card.input.mean, card.input.std),
+            score=score_of(card.problem),
             progress=False,
             foremost=card.problem.foremost,
             sections=card.problem.report_parts(network, parts.data, card.input, settings_of(config)),

@@ -94,12 +94,12 @@ function matrixChart(host, spec) {
 }
 
 // The scale beside a matrix: one colour per step, its ends named.
-function colorScale(low, gaps, zero = 0) {
+function colorScale(low, gaps, zero = 0, ends = null) {
   const first = low < 0 ? -STEPS : 0;
   const count = STEPS - first + 1;
   const root = svg("svg", { class: "scale", viewBox: `0 0 ${count} 1`, preserveAspectRatio: "none", "aria-hidden": "true" });
   for (let k = 0; k < count; k++) root.append(svg("rect", { class: `h${first + k}`, x: k, y: 0, width: 1.05, height: 1 }));
-  return el("div", { class: "scale-row" }, el("span", {}, low < 0 ? "−1 opposite" : zero > 0 ? `${zero} least here` : "0 unlike"), root, el("span", {}, "1 identical"),
+  return el("div", { class: "scale-row" }, el("span", {}, ends ? ends[0] : low < 0 ? "−1 opposite" : zero > 0 ? `${zero} least here` : "0 unlike"), root, el("span", {}, ends ? ends[1] : "1 identical"),
     gaps ? svg("svg", { class: "hatched", viewBox: "0 0 16 10", "aria-hidden": "true" }, svg("rect", { class: "missing", width: 16, height: 10 })) : null,
-    gaps ? el("span", {}, "not compared") : null);
+    gaps ? el("span", {}, ends ? "not done" : "not compared") : null);
 }

@@ -46,6 +46,7 @@ function start() {
     const place = Number(host.dataset.strip);
     depthStrip(host, models[place].strip, place === models.length - 1);
   }
+  for (const host of document.querySelectorAll("[data-worth]")) depthStrip(host, models[host.dataset.worth].worth, true);
   for (const host of document.querySelectorAll("[data-chart]")) {
     const chart = data.charts[host.dataset.chart];
     lineChart(host, {

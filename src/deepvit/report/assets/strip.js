@@ -8,7 +8,7 @@ function depthStrip(host, spec, last) {
     "aria-label": `${spec.title}, ${n} blocks from left to right. Arrow keys move over the blocks.`,
   });
   const readout = el("div", { class: "readout", "aria-live": "polite" });
-  host.append(canvas, el("div", { class: "strip-foot" }, readout, last ? colorScale(spec.low, spec.rows.some((row) => row.values.includes(null))) : null));
+  host.append(canvas, el("div", { class: "strip-foot" }, readout, last ? colorScale(spec.low, spec.rows.some((row) => row.values.includes(null)), 0, spec.ends) : null));
   let move = () => {};
 
   function draw(width) {
@@ -24,7 +24,8 @@ function depthStrip(host, spec, last) {
       const label = narrow ? { x: 0, y: yOf(k) - 5 } : { x: left - 14, y: yOf(k) + rowHeight / 2 + 4, "text-anchor": "end" };
       root.append(svg("text", { class: "strip-name", ...label }, row.name));
       row.values.forEach((value, i) => root.append(svg("rect", {
-        class: value === null ? "missing" : `h${stepOf(value)}`,
+        // What is measured in nats has shades of its own; what does nothing is an outline.
+        class: value === null ? "missing" : row.shades ? (row.shades[i] === 0 ? "nothing" : `h${stepOf(row.shades[i])}`) : `h${stepOf(value)}`,
         x: (left + i * each + 0.5).toFixed(2), y: yOf(k), width: Math.max(1, each - 1).toFixed(2), height: rowHeight, rx: Math.min(2, each / 6),
       })));
     });
@@ -32,7 +33,12 @@ function depthStrip(host, spec, last) {
     spec.blocks.forEach((name, i) => {
       if (i % every === 0) root.append(svg("text", { class: "tick", x: left + (i + 0.5) * each, y: bottom + 16, "text-anchor": "middle" }, name));
     });
-    if (spec.from !== null) {
+    // Blocks that are spoken of need not be neighbours.
+    const spoken = spec.marked || [];
+    const apart = spoken.length > 0 && spoken.length < spec.to - spec.from + 1;
+    if (apart) for (const i of spoken)
+      root.append(svg("path", { class: "bracket", d: `M${left + i * each + 2} ${top - 7}H${left + (i + 1) * each - 2}` }));
+    else if (spec.from !== null) {
       const x = left + spec.from * each;
       const end = left + (spec.to + 1) * each;
       const [first, final] = [spec.blocks[spec.from], spec.blocks[spec.to]];

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepvit.losses.mixing import PatchLabels
+from deepvit.losses import PatchLabels
 from deepvit.tasks.task import Mixed
 
 
