@@ -8,6 +8,7 @@ Blocks are counted from 0, as in their names.
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -270,8 +271,12 @@ class Measurements:
         return {"schema": SCHEMA, "version": VERSION, **plain}
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Measurements:
-        """The inverse of ``to_dict``. Raises ValueError for another schema or a newer version."""
+    def from_dict(cls, plain: dict[str, Any], judge: Callable[..., Verdict] | None = None) -> Measurements:
+        """The inverse of ``to_dict``. Raises ValueError for another schema or a newer version.
+
+        ``judge`` (``verdict.decide``) makes the verdict of a file in which it is words only, as in the first files; without
+        it such a file raises ValueError.
+        """
         if plain.get("schema") != SCHEMA:
             raise ValueError(f"not a collapse report: schema is {plain.get('schema')!r}, expected {SCHEMA!r}")
         if plain.get("version") not in READS:
@@ -289,7 +294,7 @@ class Measurements:
             per_head=plain["per_head"],
             matrices=plain["matrices"],
             similar=SimilarBlocks(**plain["similar"]),
-            verdict=_verdict(plain, blocks, series),
+            verdict=_verdict(plain, blocks, series, judge),
             provenance=plain["provenance"],
             lesions=None if plain.get("lesions") is None else Lesions.from_dict(plain["lesions"]),
             maps=[
@@ -305,16 +310,23 @@ class Measurements:
         )
 
 
-def _verdict(plain: dict[str, Any], blocks: list[BlockFacts], series: dict[str, Series]) -> Verdict:
+def _verdict(
+    plain: dict[str, Any],
+    blocks: list[BlockFacts],
+    series: dict[str, Series],
+    judge: Callable[..., Verdict] | None,
+) -> Verdict:
     """The verdict in parts; words that a file has besides are left out.
 
     A file whose verdict is words only (the first files were) is judged again from its own numbers.
     """
     told = plain["verdict"]
     if "counts" not in told:
-        from deepvit.collapse.verdict import decide  # it builds on these structures
-
-        return decide(blocks, series, plain["provenance"].get("shares_of_images"))
+        if judge is None:
+            raise ValueError(
+                "its verdict is in words only; deepvit.report.load judges it again from its numbers"
+            )
+        return judge(blocks, series, plain["provenance"].get("shares_of_images"))
     return Verdict(
         **{
             **_known(Verdict, told),

@@ -15,7 +15,7 @@ from rich.text import Text
 from deepvit.commands.command import Command
 from deepvit.data import DataOptions
 from deepvit.data.checking import DataCheck
-from deepvit.data.checks import check_of
+from deepvit.masks.checks import check_of
 from deepvit.options import Option, options_of
 
 SHOWN_FILES = 5

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepvit.collapse.results import Measurements
+from deepvit.collapse.verdict import decide
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
 from deepvit.report.spoken import SpokenFinding, SpokenMeasurements, speak, spoken
@@ -49,7 +50,7 @@ def load(path: str | os.PathLike[str]) -> SpokenMeasurements:
     if not isinstance(found, dict):
         raise UserError(f"{file}: not a collapse report: a JSON object is expected")
     try:
-        return spoken(Measurements.from_dict(found))
+        return spoken(Measurements.from_dict(found, decide))
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError) as error:
