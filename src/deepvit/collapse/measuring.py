@@ -31,8 +31,8 @@ from deepvit.collapse.verdict import decide
 from deepvit.errors import UserError
 from deepvit.layers.blocks import parse_blocks
 
-# With lesions on "auto": at most this much of the plain diagnosis's time for them.
-TIMES = 2.7
+# With lesions on "auto": this much of the plain diagnosis's time for them, or so many seconds, whichever is more.
+TIMES, LEAST_SECONDS = 2.7, 10.0
 
 
 def measure(
@@ -87,7 +87,7 @@ def measure(
         plain = time.perf_counter() - started
         found = None
         if lesions != "off":
-            seconds = TIMES * plain if lesions == "auto" else None
+            seconds = max(TIMES * plain, LEAST_SECONDS) if lesions == "auto" else None
             with _bar(progress, 100, "lesions", "%") as done:
                 found = measure_lesions(
                     model,

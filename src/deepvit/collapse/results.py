@@ -135,6 +135,7 @@ class Finding:
 
     ``kind``: see ``Verdict.kind``; "notice" for what is worth saying but is no collapse. ``about`` is what it
     says: a kind, also where it is only a notice, or "close_maps", "mixed_maps", "patches_high"; of lesions "idle_alone",
+    "idle_more",
     "early_end", "every_block", "patches_unneeded", "maps_unneeded". ``numbers``: what was compared (a metric,
     "attended_keys", a lesion, or of lesions "answers", "changed", "score", "loss") → over which blocks → mean; "here"
     are the finding's own ``blocks``, "before" all blocks before them, "deeper_half" says itself, "of" is the most there

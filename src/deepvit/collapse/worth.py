@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from deepvit.collapse.lesions.effects import Effect, Lesions
 from deepvit.collapse.lesions.lines import IDLE, does_harm, is_idle, scale
-from deepvit.collapse.lesions.together import earliest_exit, idle_by_itself, removable
+from deepvit.collapse.lesions.together import earliest_exit, idle_by_itself, largest, removable
 from deepvit.collapse.results import BlockFacts, Finding
 
 # Of the blocks that a likeness speaks of, so many must say the same for it to be said of all.
@@ -37,11 +37,11 @@ def harm(found: Lesions) -> Finding | None:
 
 def idle(found: Lesions, blocks: Sequence[BlockFacts]) -> Finding | None:
     """The largest set of blocks without which the answers are kept."""
-    best = removable(found)
+    order = sorted(found.single("block"))
+    best = removable(found, order)
     if best is None:
         return None
     finding = _of_effect("idle", best.blocks, found, best)
-    order = sorted(found.single("block")) or [block.index for block in blocks]
     finding.to_end = best.blocks == order[-len(best.blocks) :]
     finding.numbers["blocks"] = {"here": float(len(best.blocks)), "of": float(len(blocks))}
     return finding
@@ -51,6 +51,10 @@ def remarks(found: Lesions, blocks: Sequence[BlockFacts], main: Sequence[Finding
     """What else the lesions say: other idle blocks, the earliest end, what nothing needs, or that every block works."""
     said = {block for finding in main if finding.about == "idle" for block in finding.blocks}
     notes: list[Finding] = []
+    more = largest(found)
+    if more is not None and said and len(more.blocks) > len(said):
+        notes.append(replace(_of_effect("idle_more", more.blocks, found, more), kind="notice"))
+        said = said | set(more.blocks)
     alone = sorted(set(idle_by_itself(found)) - said)
     if alone:
         values = [found.single("block")[block].value for block in alone]

@@ -118,7 +118,7 @@ class Relabelled:
     """
 
     def __init__(self, loader: Any, data: list[str] | None, network: list[str] | None) -> None:
-        self.loader, self.dataset, self.names = loader, loader.dataset, data
+        self.loader, self.names = loader, data
         self.order: torch.Tensor | None = None
         if data is not None and network is not None and data != network and set(data) <= set(network):
             self.order, self.names = torch.tensor([network.index(name) for name in data]), network
@@ -127,6 +127,14 @@ class Relabelled:
     def skipped(self) -> list[Any]:
         """Images that could not be read."""
         return list(self.loader.skipped)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images of a batch, where the loader says it."""
+        return getattr(self.loader, "batch_size", None)
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         for images, targets, *_ in self.loader:

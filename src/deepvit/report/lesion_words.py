@@ -47,7 +47,8 @@ def idle(found: Finding) -> str:
     number, of = found.number("blocks") or len(found.blocks), found.number("blocks", "of")
     share = f"{number:.0f} of {of:.0f} blocks" if of else span(found.blocks)
     gone = "with it taken away" if len(found.blocks) == 1 else "with all of them taken away at once"
-    words = f"{_capital(span(found.blocks))} ({share}) {'does' if len(found.blocks) == 1 else 'do'} nothing that the answer needs: {gone}"
+    does = "does" if len(found.blocks) == 1 else "do"
+    words = f"{_capital(span(found.blocks))} ({share}) {does} nothing that the answer needs: {gone}"
     return words + _list(found)
 
 
@@ -61,6 +62,14 @@ def harm(found: Finding) -> str:
         words += f", and {found.figure} is {percent(score)} instead of {percent(intact)}"
     return words + (
         f" (so it does, one at a time, for {span(found.blocks)})" if len(found.blocks) > 1 else ""
+    )
+
+
+def idle_more(found: Finding) -> str:
+    """A larger set that could go."""
+    return (
+        f"More could go, on these images: without {span(found.blocks)} ({len(found.blocks)} in all)"
+        + _list(found)
     )
 
 
@@ -162,6 +171,7 @@ SENTENCES: dict[str, Callable[[Finding], str]] = {
     "idle": idle,
     "harm": harm,
     "idle_alone": idle_alone,
+    "idle_more": idle_more,
     "early_end": early_end,
     "every_block": every_block,
     "patches_unneeded": patches_unneeded,

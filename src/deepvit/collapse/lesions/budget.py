@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from deepvit.collapse.lesions.catalogue import FEWEST
 from deepvit.collapse.rows import Row
 
 # Bytes of kept block outputs, or of one block's maps with what is computed of them, at a time.
 _MEMORY = 256 * 2**20
-_MOST = 64
+_MOST = 512
 # Fewer images than this say little: rather leave out a kind of lesion.
 FEWEST_IMAGES = 24
 # Sets of blocks are tried after the single ones, with what is left.
 _SINGLES = 0.75
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of an intact pass: ``start`` of any, and ``each`` of an image."""
+
+    start: float
+    each: float
+
+    def seconds(self, passes: Sequence[float], images: int, chunk: int) -> float:
+        """Of these passes (in intact ones) over so many images, so many at a time."""
+        # To watch a network costs as much again as to start it.
+        rounds = -(-images // max(1, chunk))
+        return rounds * 2 * self.start * len(passes) + images * self.each * sum(passes)
 
 
 class Budget:
@@ -27,32 +42,52 @@ class Budget:
         """Seconds so far."""
         return time.perf_counter() - self.started
 
-    def pace(self, forward: Callable[[], object], images: int) -> float:
-        """Seconds of an intact pass, an image."""
+    def share(self) -> float:
+        """Share of the time for single lesions that is spent; 0 without a limit."""
+        return 0.0 if self.seconds is None else min(1.0, self.spent() / (_SINGLES * self.seconds))
+
+    def pace(self, forward: Callable[[int], object], images: int) -> Pace:
+        """How long an intact pass takes, from one of a quarter of so many images and one of all."""
         if self.seconds is None:
-            return 0.0
-        started = time.perf_counter()
-        forward()
-        return (time.perf_counter() - started) / max(1, images)
+            return Pace(0.0, 0.0)
+        few, many = max(1, images // 4), images
+        times = []
+        for count in (few, many):
+            started = time.perf_counter()
+            forward(count)
+            times.append(time.perf_counter() - started)
+        each = (
+            max(times[1] - times[0], 0.1 * times[1]) / max(1, many - few) if many > few else times[1] / many
+        )
+        return Pace(max(0.0, times[1] - each * many), each)
 
-    def choose(self, costs: Mapping[str, float], images: int, pace: float) -> tuple[list[str], int]:
-        """Kinds of lesions, and on how many images; ``costs`` of each kind in intact passes, the first first.
+    def choose(
+        self, costs: Mapping[str, Sequence[float]], images: int, pace: Pace, chunk: int
+    ) -> tuple[list[str], int]:
+        """Kinds of lesions, and on how many images.
 
+        ``costs``: of each kind, in the order of what they are worth to the verdict, the passes in intact ones.
         Kinds are left out from the end while fewer than ``FEWEST_IMAGES`` images would fit.
         """
         kinds = list(costs)
-        if self.seconds is None or pace <= 0:
+        if self.seconds is None:
             return kinds, images
         left = _SINGLES * self.seconds - self.spent()
         while True:
-            fit = int(left / (pace * (1 + sum(costs[kind] for kind in kinds))))
+            passes = [1.0, *(cost for kind in kinds for cost in costs[kind])]
+            fit = images
+            while fit > 1 and pace.seconds(passes, fit, chunk) > left:
+                fit = int(fit * 0.9)
             if fit >= min(images, FEWEST_IMAGES) or set(kinds) <= set(FEWEST):
-                return kinds, max(min(images, 8), min(images, fit))
+                return kinds, max(min(images, 8), fit)
             kinds.pop()
 
-    def chunk(self, images: int) -> int:
+    def chunk(self, images: int, pace: Pace) -> int:
         """Images of one round: small enough that what the first one takes tells whether another fits."""
-        return images if self.seconds is None else max(8, -(-images // 3))
+        # Where a pass costs as much for one image as for all, rounds would cost as much as they are many.
+        if self.seconds is None or pace.start > pace.each * images:
+            return images
+        return max(8, -(-images // 3))
 
     def allows(self, seconds: float) -> bool:
         """Whether another round of so many seconds fits."""

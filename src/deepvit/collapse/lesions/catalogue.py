@@ -14,7 +14,7 @@ from deepvit.collapse.rows import Row
 Make = Callable[[Anatomy, Sequence[Row], int], list[cap.Lesion]]
 
 
-class NotHere(Exception):
+class NotHereError(Exception):
     """There is no such lesion of this block, and nothing to be told about that (the first block has no map before it)."""
 
 
@@ -27,7 +27,7 @@ class LesionKind:
         title: above a column of the report, and in its strip.
         question: what it answers.
         done: what is done to block b.
-        make: from (anatomy, rows, number of the row) to what ``intervene`` takes; raises ``NotHere``. What cannot be
+        make: from (anatomy, rows, number of the row) to what ``intervene`` takes; raises ``NotHereError``. What cannot be
             done to the network ``intervene`` says.
         cost: time of a pass in units of the blocks that run, 1 where nothing has to be watched.
         after: it acts on what leaves the block, so that the block's own intact output can be used.
@@ -56,7 +56,7 @@ def _attention(anatomy: Anatomy, rows: Sequence[Row], number: int) -> list[cap.L
 def _map_reuse(anatomy: Anatomy, rows: Sequence[Row], number: int) -> list[cap.Lesion]:
     row = rows[number]
     if row.previous is None:
-        raise NotHere(f"{row.key}: no map of its shape comes before it")
+        raise NotHereError(f"{row.key}: no map of its shape comes before it")
     before = rows[row.previous].key
 
     def earlier(_own: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
@@ -68,14 +68,14 @@ def _map_reuse(anatomy: Anatomy, rows: Sequence[Row], number: int) -> list[cap.L
 def _map_mean(anatomy: Anatomy, rows: Sequence[Row], number: int) -> list[cap.Lesion]:
     row = rows[number]
     if row.layout.queries < 2:
-        raise NotHere(f"{row.key}: one query asks, whose map is the mean")
+        raise NotHereError(f"{row.key}: one query asks, whose map is the mean")
     return [cap.ReplaceMap(row.key, lambda own, _: own.mean(-2, keepdim=True).expand_as(own))]
 
 
 def _patch_mean(anatomy: Anatomy, rows: Sequence[Row], number: int) -> list[cap.Lesion]:
     _whole(rows[number])
     if rows[number].facts.kind == "class":
-        raise NotHere(f"{rows[number].block}: class attention, which no patch leaves")
+        raise NotHereError(f"{rows[number].block}: class attention, which no patch leaves")
     return [
         cap.ReplacePatches(
             rows[number].block, lambda patches: patches.mean(1, keepdim=True).expand_as(patches)
@@ -86,14 +86,14 @@ def _patch_mean(anatomy: Anatomy, rows: Sequence[Row], number: int) -> list[cap.
 def _exit(anatomy: Anatomy, rows: Sequence[Row], number: int) -> list[cap.Lesion]:
     _whole(rows[number])
     if not anatomy.after(rows[number].block):
-        raise NotHere(f"{rows[number].block}: nothing comes after it")
+        raise NotHereError(f"{rows[number].block}: nothing comes after it")
     return [cap.EndAfter(rows[number].block)]
 
 
 def _whole(row: Row) -> None:
     """Of a block with several attentions the last one stands for the block."""
     if not row.carries_tokens:
-        raise NotHere(f"{row.key}: another attention of its block stands for it")
+        raise NotHereError(f"{row.key}: another attention of its block stands for it")
 
 
 # The order is that in which they are measured: what the time does not allow is at the end.

@@ -11,11 +11,11 @@ from deepvit.collapse.lesions.effects import Effect, Lesions
 # One block: it is idle when the answer moves by less than this (nats; 1 - cosine over that of two images).
 IDLE = 0.02
 # Several blocks together, or an early end: the answer is kept when it moves by less than this,
-TOGETHER = 0.1
+TOGETHER = 0.05
 # and no more of the images than this change their first answer,
-CHANGED = 0.02
+CHANGED = 0.01
 # and, with labels, accuracy or mIoU falls by no more points than this.
-POINTS = 1.0
+POINTS = 0.5
 # A block does harm when cross-entropy falls by this share of a nat and by so many standard errors without it.
 HARM, HARM_ERRORS = 0.02, 3.0
 # Below this the network says the same about every image, and no lesion can show anything.

@@ -114,13 +114,13 @@ class _Work:
             if key in kinds:
                 by_kind[key], refused = trials_of(LESIONS[key], self.anatomy, self.rows, self.prefix)
                 found.refused += refused
-        pace = budget.pace(lambda: self._forward(self.images[:4]), min(4, len(self.images)))
-        kept, count = budget.choose(
-            {k: sum(t.cost for t in ts) for k, ts in by_kind.items()}, len(self.images), pace
-        )
+        pace = budget.pace(lambda n: self._forward(self.images[:n]), min(16, self.chunk, len(self.images)))
+        costs = {key: [trial.cost for trial in trials] for key, trials in by_kind.items()}
+        kept, count = budget.choose(costs, len(self.images), pace, self.chunk)
         found.left_out = [key for key in by_kind if key not in kept and by_kind[key]]
         self.trials = [trial for key in kept for trial in by_kind[key]]
-        chosen = _evenly(len(self.images), count)
+        chosen = _spread(len(self.images))
+        self.round = min(self.chunk, budget.chunk(count, pace))
         numbers = self._measure(self.trials, chosen, targets, score, budget, lambda share: done(0.8 * share))
         found.images = len(numbers)
         found.told_apart = self.apart.value()
@@ -152,7 +152,7 @@ class _Work:
         first = budget is not None
         if first:
             self.apart = ToldApart(self.reader)
-        size = self.chunk if budget is None else min(self.chunk, budget.chunk(len(numbers)))
+        size = self.chunk if budget is None else self.round
         for start in range(0, len(numbers), size):
             part = numbers[start : start + size]
             chunk_started = time.perf_counter()
@@ -166,7 +166,7 @@ class _Work:
             for trial in list(trials):
                 self._try(trial, trials, batch, intact, labels, score)
             end = start + len(part)
-            done(end / len(numbers))
+            done(max(end / len(numbers), 0.0 if budget is None else budget.share()))
             if budget is not None and not budget.allows(time.perf_counter() - chunk_started):
                 return numbers[:end]
         return numbers
@@ -187,7 +187,8 @@ class _Work:
         except UserError as error:
             trials.remove(trial)
             trial.distances.clear()
-            self.found.refused.append([trial.key, str(error)])
+            name, reason = next(r.key for r in self.rows if r.facts.index == trial.blocks[0]), str(error)
+            self.found.refused.append([trial.key, reason if name in reason else f"{name}: {reason}"])
             return
         trial.take(self.reader, intact, self.reader.read(answer), answer, labels, score)
 
@@ -203,9 +204,10 @@ class _Work:
             return answer_of(self.model(batch.to(**self.to)))
 
 
-def _evenly(total: int, count: int) -> list[int]:
-    """So many of the images, spread over them."""
-    return list(range(total)) if count >= total else [int((i + 0.5) * total / count) for i in range(count)]
+def _spread(total: int) -> list[int]:
+    """All images in an order of which every beginning is spread over them (data sets are sorted by class)."""
+    golden = (5**0.5 - 1) / 2
+    return sorted(range(total), key=lambda number: number * golden % 1)
 
 
 def _take(targets: Any, numbers: Sequence[int]) -> Any:

@@ -56,8 +56,23 @@ def sets_to_try(found: Lesions, order: Sequence[int]) -> list[list[int]]:
     return chosen[:MOST]
 
 
-def removable(found: Lesions) -> Effect | None:
-    """The largest set of blocks that was tried and whose removal keeps the answer; one block where only one is idle."""
+def removable(found: Lesions, order: Sequence[int]) -> Effect | None:
+    """The blocks that can go: a set that was tried and keeps the answer, or the one block that is idle.
+
+    The end of the network if that is at least half of the largest set: a shorter network is what it says to be, and
+    the answer is kept after each of these blocks (an early end that happens to do well is none). Else the largest set.
+    """
     tried = [e for e in found.effects if e.lesion == "blocks" and keeps_answer(found, e)]
     tried += [e for e in found.single("block").values() if is_idle(found, e)]
+    largest = max(tried, key=lambda e: (len(e.blocks), -e.value), default=None)
+    end = earliest_exit(found)
+    tail = [block for block in order if end is not None and block > end.blocks[0]]
+    shorter = next((effect for effect in tried if effect.blocks == tail), None)
+    enough = largest is not None and shorter is not None and 2 * len(tail) >= len(largest.blocks)
+    return shorter if enough else largest
+
+
+def largest(found: Lesions) -> Effect | None:
+    """The largest set that was tried and keeps the answer."""
+    tried = [e for e in found.effects if e.lesion == "blocks" and keeps_answer(found, e)]
     return max(tried, key=lambda e: (len(e.blocks), -e.value), default=None)

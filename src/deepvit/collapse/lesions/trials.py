@@ -12,7 +12,7 @@ from torch import Tensor
 from deepvit import capturing as cap
 from deepvit.capturing import Anatomy
 from deepvit.collapse.lesions.answers import Reader, changed, distance
-from deepvit.collapse.lesions.catalogue import LesionKind, NotHere
+from deepvit.collapse.lesions.catalogue import LesionKind, NotHereError
 from deepvit.collapse.lesions.effects import Effect
 from deepvit.collapse.lesions.prefix import Prefix
 from deepvit.collapse.lesions.score import Meter, Score
@@ -95,7 +95,7 @@ def trials_of(
     for number, row in enumerate(rows):
         try:
             lesions = kind.make(anatomy, rows, number)
-        except NotHere:
+        except NotHereError:
             continue
         reasons = [reason for lesion in lesions if (reason := cap.refusal(anatomy, lesion))]
         if reasons:
