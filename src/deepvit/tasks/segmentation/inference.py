@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepvit.errors import UserError
 from deepvit.tasks.segmentation.choices import InferOptions
 from deepvit.tasks.segmentation.network import SegmentationNetwork
 
