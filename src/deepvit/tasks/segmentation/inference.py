@@ -55,13 +55,13 @@ def one_pass(network: nn.Module, images: Tensor, window: tuple[int, int], option
     if not slides(network, images, window, options):
         answer: Tensor = network(images)["out"]
         return answer
-    from monai.inferers.utils import (
-        sliding_window_inference,
-    )  # seconds of import time that windows alone need
-
-    result = sliding_window_inference(
-        images, window, 1, lambda part: network(part)["out"], overlap=options.overlap, mode="constant"
-    )
+    try:
+        # Seconds of import time that windows alone need.
+        from monai.inferers.utils import sliding_window_inference
+    except ImportError:
+        raise UserError(
+            "windows need the extra: pip install 'deepvit[segmentation]' (--inference whole does not)"
+        ) from None
     assert isinstance(result, Tensor)
     return result
 
