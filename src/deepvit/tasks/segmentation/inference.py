@@ -62,6 +62,9 @@ def one_pass(network: nn.Module, images: Tensor, window: tuple[int, int], option
         raise UserError(
             "windows need the extra: pip install 'deepvit[segmentation]' (--inference whole does not)"
         ) from None
+    result = sliding_window_inference(
+        images, window, 1, lambda part: network(part)["out"], overlap=options.overlap, mode="constant"
+    )
     assert isinstance(result, Tensor)
     return result
 
