@@ -72,7 +72,9 @@ def test_refusals_name_their_reason(q, dropout_p, reason):
     ],
 )
 def test_compiles_for_a_gpu_that_is_not_here(kernel, dtype, monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # the home may not be writable, and nothing old is read
+    monkeypatch.setenv(
+        "TRITON_CACHE_DIR", str(tmp_path)
+    )  # the home may not be writable, and nothing old is read
     path = Path(__file__).parents[2] / "benchmarks" / "triton_resources.py"
     spec = importlib.util.spec_from_file_location("triton_resources", path)
     module = importlib.util.module_from_spec(spec)

@@ -23,7 +23,9 @@ def scene():
     truth = draw.choice([0, 1, 2, 3, 5, IGNORE], size=(IMAGES, 13, 11), p=[0.4, 0.2, 0.1, 0.05, 0.05, 0.2])
     truth[2] = IGNORE  # an image in which nothing counts
     said = np.where(
-        draw.random(truth.shape) < 0.6, np.where(truth == IGNORE, 0, truth), draw.choice([0, 1, 2, 3, 6])
+        draw.random(truth.shape) < 0.6,
+        np.where(truth == IGNORE, 0, truth),
+        draw.choice([0, 1, 2, 3, 6], size=truth.shape),
     )
     said[said == 5] = 1
     logits = draw.normal(size=(IMAGES, CLASSES, 13, 11))

@@ -128,8 +128,8 @@ def as_map(final: Tensor, like: Tensor, prefix: int) -> Tensor:
     """The output of ``forward_features``, whatever its layout, as the map ``like`` [B, C, h, w] of the same block."""
     _, channels, height, width = like.shape
     if final.ndim == 3 and final.shape[1:] == (prefix + height * width, channels):
-        patches: Tensor = final[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
-        return patches
+        tokens = final[:, prefix:].transpose(1, 2)
+        return tokens.reshape(len(final), channels, height, width)
     if final.shape == like.shape:
         return final
     if final.ndim == 4 and final.shape[1:] == (height, width, channels):

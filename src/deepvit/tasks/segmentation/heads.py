@@ -51,7 +51,7 @@ class UPerHead(nn.Module):
             from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
         except ImportError:
             raise UserError(
-                "--head upernet needs the extra: pip install 'deepvit[seg]' (--head linear does not)"
+                "--head upernet needs the extra: pip install 'deepvit[segmentation]' (--head linear does not)"
             ) from None
         # Its first two entries are maps of stride 1 and 2, which it does not read.
         self.decoder = steadied(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepvit.errors import UserError
 from deepvit.tasks.segmentation.choices import InferOptions
 from deepvit.tasks.segmentation.network import SegmentationNetwork
 
@@ -54,10 +55,13 @@ def one_pass(network: nn.Module, images: Tensor, window: tuple[int, int], option
     if not slides(network, images, window, options):
         answer: Tensor = network(images)["out"]
         return answer
-    from monai.inferers.utils import (
-        sliding_window_inference,
-    )  # seconds of import time that windows alone need
-
+    try:
+        # Seconds of import time that windows alone need.
+        from monai.inferers.utils import sliding_window_inference
+    except ImportError:
+        raise UserError(
+            "windows need the extra: pip install 'deepvit[segmentation]' (--inference whole does not)"
+        ) from None
     result = sliding_window_inference(
         images, window, 1, lambda part: network(part)["out"], overlap=options.overlap, mode="constant"
     )

@@ -47,7 +47,7 @@ def overlaid(image: Array, mask: Array, palette: Sequence[Sequence[int]]) -> Arr
 
 def mistakes(truth: Array, said: Array, ignore_index: int) -> Array:
     """Where a prediction is wrong: uint8 [H, W, 3]."""
-    result = np.where((truth == said)[..., None], np.array(RIGHT, np.uint8), np.array(WRONG, np.uint8))
+    result = np.where((truth == said)[..., None], *np.array([RIGHT, WRONG], dtype=np.uint8))
     result[truth == ignore_index] = NOTHING
     return result
 

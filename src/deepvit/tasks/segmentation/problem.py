@@ -22,7 +22,7 @@ from deepvit.data.sets import Subset
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
-from deepvit.masks import MaskData, open_masks
+from deepvit.masks import open_masks
 from deepvit.report.sections import Section
 from deepvit.tasks.segmentation import overlays, sections
 from deepvit.tasks.segmentation.choices import InferOptions, SegmentOptions
@@ -73,8 +73,8 @@ class Segmentation(Task):
     # -- data --------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, spec: str, source: DataOptions, options: Any = None) -> MaskData:
-        """Images with masks."""
+    def open(cls, spec: str, source: DataOptions, options: Any = None) -> Any:
+        """Images with masks: ``MaskData``."""
         data = open_masks(spec, source)
         if data.num_classes < 2:
             raise UserError(
@@ -185,7 +185,7 @@ class Segmentation(Task):
         return Fitting(loaders, criterion(weights, own.aux_weight, self.nothing), mix, examples)
 
     def loaders(
-        self, data: MaskData, input: InputSpec, settings: Settings, kind: type[Loaders] = Loaders
+        self, data: Any, input: InputSpec, settings: Settings, kind: type[Loaders] = Loaders
     ) -> Loaders:
         """The data room's loaders, with joint transforms of image and mask."""
         own: SegmentOptions = settings.options
