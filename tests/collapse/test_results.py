@@ -33,7 +33,7 @@ def test_maps_can_be_left_out():
     assert example_measurements().to_dict(maps=False)["maps"] == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("schema", "other"), ("version", 2)])
+@pytest.mark.parametrize(("field", "value"), [("schema", "other"), ("version", 3)])
 def test_foreign_or_newer_files_are_refused(field, value):
     plain = {**example_measurements().to_dict(), field: value}
     with pytest.raises(ValueError, match="collapse report"):

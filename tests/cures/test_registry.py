@@ -36,6 +36,7 @@ OLD = {
 }
 
 # What the verdict's list of remedies named by hand, in its order.
+ABOUT_LESIONS = {"idle", "harm"}  # answered by cut
 REMEDIES = {
     "maps_alike": ["reattention", "talking_heads", "value_residual"],
     "uniform_maps": ["attnscale", "centred_attention", "featscale"],
@@ -72,7 +73,8 @@ def test_remedies_follow_from_answers(kind):
 
 def test_answers_name_findings_that_there_are():
     told = [*cures.CURES.values(), *losses.LOSSES.values()]
-    assert {finding for entry in told for finding in entry.answers} <= set(REMEDIES)
+    assert {finding for entry in told for finding in entry.answers} <= set(REMEDIES) | ABOUT_LESIONS
+    assert {name for kind in ABOUT_LESIONS for name, _ in cures.answering(kind)} == {"cut"}
 
 
 def as_markdown(rows):

@@ -20,6 +20,8 @@ from report.example import example_measurements
 
 import deepvit
 from deepvit.collapse.catalogue import MATRICES, METRICS
+from deepvit.collapse.lesions.catalogue import LESIONS
+from deepvit.collapse.lesions.effects import Effect, Lesions
 from deepvit.collapse.results import (
     VERSION,
     BlockFacts,
@@ -88,7 +90,7 @@ def test_write_report_writes_json_and_page(tmp_path):
     assert load(path.parent) == spoken(results)
     assert load(path.parent / "collapse.json").to_dict() == results.to_dict()
     plain = json.loads((path.parent / "collapse.json").read_text())
-    assert (plain["schema"], plain["version"]) == ("deepvit.collapse", 1)
+    assert (plain["schema"], plain["version"]) == ("deepvit.collapse", 2)
 
 
 def test_report_says_verdict_evidence_cure_and_command():
@@ -329,6 +331,7 @@ def test_documented_schema_names_every_field_and_metric():
     text = (Path(__file__).parents[2] / "docs" / "collapse-json.md").read_text("utf-8")
     kinds = (
         Measurements, BlockFacts, Series, SimilarBlocks, Verdict, Finding, Cure, Counts, ImageMaps, BlockMap, BlockPatches,
+        Lesions, Effect,
     )  # fmt: skip
     for kind in kinds:
         for entry in dataclasses.fields(kind):
@@ -341,6 +344,8 @@ def test_documented_schema_names_every_field_and_metric():
         assert info.formula.replace("|", "\\|") in row
     for key in MATRICES:
         assert f"`{key}`" in text
+    for kind in LESIONS.values():
+        assert f"| `{kind.key}` | {kind.done} | {kind.question} |" in text
 
 
 def test_single_heads_are_drawn_where_they_were_measured():

@@ -26,6 +26,8 @@ def command(cure: Cure, result: Measurements) -> str:
     if train is None:
         return _python(cure)
     words = [*_options(cure)]
+    if train.get("out") and cure.name == "cut":  # the trained network goes on, without these blocks
+        words.insert(0, f"--weights {shlex.quote(train['out'])}")
     if train.get("out"):
         words.append(f"--out {shlex.quote(train['out'] + '-' + cure.name)}")
     first = "deepvit train " + " ".join(shlex.quote(word) for word in train["options"])
