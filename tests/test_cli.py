@@ -76,7 +76,7 @@ def test_the_commands_of_the_quickstart_work(
     )
     code, out, _ = tell(capsys, "compare", str(run), str(other), "--out", str(tmp_path / "side"))
     assert code == 0
-    assert "test accuracy" in out
+    assert "top-1 accuracy" in out
     assert (tmp_path / "side" / "compare.html").exists()
     code, out, _ = tell(capsys, "diagnose", str(run), "--images", "8", "--out", str(tmp_path / "report"))
     assert code == 0

@@ -55,7 +55,7 @@ def test_runs_diagnoses_and_files_stand_side_by_side(tmp_path, capsys):
     page = (tmp_path / "out" / "compare.html").read_text()
     for told in (
         "What differs",
-        "Validation accuracy",
+        "Top-1 accuracy",
         "Training loss",
         "reattention",
         "vit_tiny_patch16_224 (depth 4)",

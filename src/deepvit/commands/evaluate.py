@@ -106,7 +106,7 @@ def task_of(words: list[str]) -> type[tasks.Task]:
 def show(result: dict[str, Any]) -> None:
     """Print an evaluation: the figures, and what the task tells more."""
     kind = tasks.find(result["task"])
-    figures = ", ".join(column.told(result[column.key]) for column in kind.columns)
+    figures = kind.told_figures(result)
     Console().print(
         f"{result['run']} on {result['data']}: {figures}, {result['images']:,} images",
         highlight=False, soft_wrap=True, markup=False,

@@ -29,7 +29,7 @@ def show(run: Run) -> None:
     if not first_process():
         return
     result = run.result
-    figures = ", ".join(column.told(result[f"val/{column.key}"]) for column in tasks.find(run.task).columns)
+    figures = tasks.find(run.task).told_figures(result, "val/")
     print(
         f"val {figures}; {result['parameters'] / 1e6:.2f} M parameters, "
         f"{result['seconds_per_epoch']:.1f} s an epoch, {clock(run.info['wall_seconds'])} in all"

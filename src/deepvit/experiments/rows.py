@@ -37,10 +37,7 @@ def curve_names(task: str | None) -> dict[str, str]:
     """Column of metrics.csv → what people call it, with its unit."""
     own = tasks.find(task).columns if task else ()
     return {
-        **{
-            f"val/{column.key}": f"validation: {column.short}{column.unit and ', ' + column.unit}"
-            for column in own
-        },
+        **{f"val/{column.key}": f"{column.title}{column.unit and ', ' + column.unit}" for column in own},
         "lr": "learning rate",
         "seconds": "time an epoch, s",
     }

@@ -48,7 +48,7 @@ def compare_reports(
 
     ``reports``: measurements, what ``diagnose`` returns, ``collapse.json`` files, or folders with one.
     ``curves``: {run: {metric: [[x, y], ...]}}, one chart a metric, a line a run; runs named as a model get
-    its colour; ``curve_names`` says what people call a metric, with its unit after a comma ("validation accuracy, %").
+    its colour; ``curve_names`` says what people call a metric, with its unit after a comma ("top-1 accuracy, %").
     ``table``: rows of accuracy and cost, one dict a row, drawn as they come. ``out``: the HTML
     file, or a folder for ``report.html``. Raises UserError when there is nothing to compare or a file cannot
     be read.

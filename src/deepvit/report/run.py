@@ -5,8 +5,8 @@ The description is a mapping; every entry may be missing::
     {"model": "vit_tiny_patch16_224", "arguments": {"depth": 16},
      "cures": [{"name": "reattention", "blocks": "8-15"}], "losses": {"patch_cosine": 1.0},
      "data": "digits", "images": 1437, "epochs": 20, "batch": 64, "seed": 0, "weights": "ema, best epoch",
-     "results": [{"name": "validation accuracy", "value": 97.2, "unit": "%"}],
-     "curves": [{"name": "validation accuracy", "unit": "%", "x": "epoch", "points": [[1, 50.0], [2, 71.5]]}]}
+     "results": [{"name": "top-1 accuracy", "value": 97.2, "unit": "%"}],
+     "curves": [{"name": "top-1 accuracy", "unit": "%", "x": "epoch", "points": [[1, 50.0], [2, 71.5]]}]}
 """
 
 from __future__ import annotations

@@ -42,13 +42,18 @@ class PredictOptions:
 
 
 class Accuracy(nn.Module):
-    """Top-1 and top-5 accuracy in percent, cross-entropy, and accuracy by class, over all images and processes."""
+    """Top-1 and top-5 accuracy in percent, cross-entropy, and accuracy by class, over all images and processes.
+
+    Of five classes or fewer the right one is always among the best five: that figure says nothing and is not given.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         # Metrics of torchmetrics are modules: they move with the network and are summed over processes.
         self.top1: Metric = MulticlassAccuracy(classes, average="micro")
-        self.top5: Metric = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes))
+        self.top5: Metric | None = (
+            MulticlassAccuracy(classes, average="micro", top_k=5) if classes > 5 else None
+        )
         self.by_class: Metric = MulticlassAccuracy(classes, average="none")
         self.loss: Metric = MeanMetric()
 
@@ -56,21 +61,23 @@ class Accuracy(nn.Module):
         """Logits [B, K] and labels [B]."""
         logits = output.float()
         for metric in (self.top1, self.top5, self.by_class):
-            metric.update(logits, targets)
+            if metric is not None:
+                metric.update(logits, targets)
         self.loss.update(F.cross_entropy(logits, targets), weight=len(targets))
 
     def compute(self) -> dict[str, float]:
-        """The columns of the task."""
+        """The columns of the task that say something of so many classes."""
         return {
             "top1": 100 * float(self.top1.compute()),
-            "top5": 100 * float(self.top5.compute()),
+            **({} if self.top5 is None else {"top5": 100 * float(self.top5.compute())}),
             "loss": float(self.loss.compute()),
         }
 
     def reset(self) -> None:
         """Start anew."""
         for metric in (self.top1, self.top5, self.by_class, self.loss):
-            metric.reset()
+            if metric is not None:
+                metric.reset()
 
 
 class Classification(Task):
@@ -79,9 +86,9 @@ class Classification(Task):
     name = "classification"
     help = "one label an image"
     columns = (
-        Column("top1", "test accuracy %", "top-1", unit="%"),
+        Column("top1", "top-1 accuracy %", "top-1", unit="%"),
         Column("top5", "top-5 accuracy %", "top-5", unit="%"),
-        Column("loss", "test loss", "loss", digits=4, better="lower"),
+        Column("loss", "validation loss", "loss", digits=4, better="lower"),
     )
     watch = "top1"
     predict_options = PredictOptions

@@ -244,7 +244,7 @@ def record(
     # The weights of the epoch first to be best are those that BestWeights kept.
     deployed = rows[values.index(best)] if config.result.keep == "best" else rows[-1]
     result = {
-        **{f"val/{column.key}": float(deployed[f"val/{column.key}"]) for column in problem.columns},
+        **{name: float(deployed[name]) for c in problem.columns if (name := f"val/{c.key}") in deployed},
         "epoch": int(deployed["epoch"]),
         f"best/{watched.key}": best,
         f"last/{watched.key}": values[-1],
@@ -314,8 +314,8 @@ def described(
     config: TrainConfig, card: ModelCard, loaders: Loaders, info: dict[str, Any], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What a run is, in the form of ``deepvit.report.run``, for the header of its report."""
-    columns = card.problem.columns
     result = info["result"]
+    columns = [column for column in card.problem.columns if f"val/{column.key}" in result]
 
     def curve(name: str, key: str, unit: str = "") -> dict[str, Any]:
         points = [[int(row["epoch"]), float(row[key])] for row in rows if row.get(key) not in (None, "")]
