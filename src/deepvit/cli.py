@@ -52,6 +52,15 @@ def main(argv: list[str] | None = None) -> int:
 def run(name: str, arguments: list[str]) -> None:
     """Parse the arguments of a command, call its function and print what it returned."""
     command = commands.find(name)
+    from deepvit.runs.place import place
+
+    if name != "train" and (here := place()) is not None and here.world > 1:
+        if name == "study":
+            raise UserError(
+                f"{here.by} has started {here.world} processes: a study shares its runs out itself, by --jobs or --executor"
+            )
+        if here.rank:
+            return  # the first process does it: only training is shared out
     if set(HELP) & set(arguments):
         print(command_help(name, command, [word for word in arguments if word not in HELP]))
         return

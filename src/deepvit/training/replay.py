@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deepvit.errors import UserError
-from deepvit.files import atomic_path, write_json
+from deepvit.files import atomic_path, read_json, write_json
+from deepvit.ops.collective import alone
 from deepvit.training.guards import first_bad_gradient, first_nonfinite
 
 if TYPE_CHECKING:
@@ -23,8 +25,19 @@ if TYPE_CHECKING:
 FOLDER = "nonfinite"
 
 
-def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
-    """Set every generator that a training step draws from, as a function of where training stands."""
+def seed_step(seed: int, epoch: int, batch: int, rank: int) -> Callable[[], None] | None:
+    """Set every generator that a training step draws from, as a function of where training stands.
+
+    What is drawn for mixing is the same in all processes, whose batches together are one; from there on each draws its own.
+
+    Returns:
+        what a process but the first calls once the batch is mixed (``Objective``); None in the first.
+    """
+    _seed(seed, epoch, batch, 0)
+    return functools.partial(_seed, seed, epoch, batch, rank) if rank else None
+
+
+def _seed(seed: int, epoch: int, batch: int, rank: int) -> None:
     state = int(np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1)[0])
     torch.manual_seed(state)
     random.seed(state)
@@ -38,16 +51,18 @@ def keep_bad(module: Trainee, kind: str, text: str, terms: dict[str, float]) -> 
     """
     if module.out is None:
         return
-    folder = module.out / (FOLDER if module.global_rank == 0 else f"{FOLDER}-{module.global_rank}")
+    folder = module.out / FOLDER / (f"process-{module.global_rank}" if module.global_rank else "")
     if (folder / "record.json").exists():
         return
     began = first_bad_gradient(module.model) if kind == "gradient" else None
     images, targets = module.batch if module.batch is not None else (None, None)
     if images is not None:
-        with kept_state(module.model):
+        with kept_state(module.model), alone():  # the other processes may not come here
             batch = module.batch_numbers[-1] if module.batch_numbers else 0
-            seed_step(module.config.optim.seed, module.current_epoch, batch, module.global_rank)
-            forward = first_nonfinite(module.model, lambda: module.objective(module.model, images, targets))
+            own = seed_step(module.config.optim.seed, module.current_epoch, batch, module.global_rank)
+            forward = first_nonfinite(
+                module.model, lambda: module.objective(module.model, images, targets, own)
+            )
         began = forward or began
     with atomic_path(folder / "weights.safetensors") as temporary:
         save_file(weights_of(module), temporary)
@@ -84,11 +99,12 @@ def kept_state(model: nn.Module) -> Any:
                 value.copy_(before[name])
 
 
-def replay(run: str | Path) -> dict[str, Any]:
-    """Make the bad step of a run again, on the CPU in float32.
+def replay(run: str | Path, process: int = 0) -> dict[str, Any]:
+    """Make the bad step of a run again, on the CPU in float32; of several processes one's share of it.
 
     Args:
         run: run folder with ``nonfinite/``.
+        process: number of the process.
 
     Returns:
         ``terms`` by name of the last batch, ``gradient_norm`` over the step's batches, ``began_in``: the innermost
@@ -100,11 +116,11 @@ def replay(run: str | Path) -> dict[str, Any]:
     from deepvit.training.config import TrainConfig
     from deepvit.training.run import prepared
 
-    folder = Path(run) / FOLDER
+    folder = Path(run) / FOLDER / (f"process-{process}" if process else "")
     try:
-        record = json.loads((folder / "record.json").read_text())
+        record = read_json(folder / "record.json", "the record of a step")
         state = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"{folder} holds no step to make again: {error}") from None
     config = TrainConfig.from_yaml(Path(run) / "config.yaml").with_options(devices="cpu", progress=False)
     parts = prepared(config)
@@ -113,6 +129,7 @@ def replay(run: str | Path) -> dict[str, Any]:
             {n.removeprefix(f"{part}."): v for n, v in state.items() if n.startswith(f"{part}.")}
         )
     parts.loaders.setup("fit")
+    parts.loaders.as_process = record["rank"], record["world"]
     loader: Any = parts.loaders.train_dataloader()
     if not hasattr(loader, "set_position"):
         raise UserError(f"{config.data.spec} is a stream: its batches cannot be read again")
@@ -124,8 +141,8 @@ def replay(run: str | Path) -> dict[str, Any]:
         images, targets = next(iter(loader))
 
         def forward(images: Any = images, targets: Any = targets, number: int = number) -> Any:
-            seed_step(config.optim.seed, record["epoch"], number, record["rank"])
-            return parts.objective(parts.network, images.clone(), targets)
+            own = seed_step(config.optim.seed, record["epoch"], number, record["rank"])
+            return parts.objective(parts.network, images.clone(), targets, own)
 
         with kept_state(parts.network):
             began = began or first_nonfinite(parts.network, forward)
