@@ -54,6 +54,15 @@ def run(name: str, arguments: list[str]) -> int:
         print(command_help(name, [word for word in arguments if word not in HELP]))
         return 0
     import deepvit.models  # noqa: F401  (registers with timm: the command line left it until now)
+    from deepvit.runs.place import place
+
+    if name != "train" and (here := place()) is not None and here.world > 1:
+        if name == "study":
+            raise UserError(
+                f"{here.by} has started {here.world} processes: a study shares its runs out itself, by --jobs or --executor"
+            )
+        if here.rank:
+            return 0  # the first process does it: only training is shared out
 
     command = commands.find(name)
     result = command.function(**values_of(name, command, arguments))

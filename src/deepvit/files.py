@@ -56,6 +56,52 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
         raise
 
 
+MOST_BYTES = 64 * 1024**2
+"""The largest JSON file that is read; a collapse report with all its maps has a few."""
+
+
+def read_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:
+    """A text file (UTF-8) of at most so many bytes.
+
+    Raises:
+        UserError: no such file, one that cannot be read, is too large, or is no text.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(data) > most:
+        raise UserError(
+            f"{path} has more than {most // 1024} KiB: it is none of the files that are read here"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 (byte {error.start})") from None
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error: "the record of a run".
+
+    Raises:
+        UserError: it cannot be read, is damaged, or holds something else.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{path} is damaged ({reason}): it is not {what}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it is not {what}")
+    return value
+
+
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 """What a disk or its permissions say; other errors are not about the place."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from deepvit.errors import UserError
+from deepvit.files import read_text
 from deepvit.options import Option, check_names
 
 
@@ -92,15 +93,49 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """A YAML file that holds a mapping of names to values.
 
     Raises:
-        UserError: no such file, no YAML, or no mapping.
+        UserError: no such file, no text, no YAML, one that is too large once its anchors are written out, or no mapping.
     """
+    text = read_text(path, _MOST_YAML)
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {(str(error).splitlines() or ['?'])[0]}") from None
+        _check_size(yaml.compose(text, Loader=yaml.SafeLoader))
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"{path} cannot be read as YAML: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split()) or '?'}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no {what} (a mapping of names to values is expected)")
     return value
+
+
+_MOST_YAML, _MOST_VALUES, _DEEPEST = 256 * 1024, 50_000, 50
+
+
+def _check_size(root: yaml.Node | None) -> None:
+    """Refuse what is harmless as text and not as values: anchors within themselves, or that multiply."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deep")
+        if id(node) in open_:
+            raise yaml.YAMLError("an anchor holds itself")
+        if id(node) not in sizes:
+            open_.add(id(node))
+            inner: list[yaml.Node] = []
+            if isinstance(node, yaml.SequenceNode):
+                inner = node.value
+            elif isinstance(node, yaml.MappingNode):
+                inner = [part for pair in node.value for part in pair]
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inner)
+            open_.discard(id(node))
+        if sizes[id(node)] > _MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {_MOST_VALUES} values")
+        return sizes[id(node)]
+
+    if root is not None:
+        size(root, 0)
 
 
 def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
@@ -136,6 +171,7 @@ def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
             result.append(json.dumps([number(v) for v in values if v]))
         elif option == "--config" and words:
             result.append(recipe_file(words.pop(0)))
+            read_yaml(result[-1], "options")  # what the parser would make of a bad file is told here
     return result
 
 

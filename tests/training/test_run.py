@@ -224,16 +224,6 @@ def test_kept_best_weights_and_reported_numbers_agree(tmp_path: Path) -> None:
     assert deepvit.evaluate(str(run.path), device="cpu")["top1"] == pytest.approx(run.result["val/top1"])
 
 
-def test_other_processes_of_a_launcher_write_nothing(
-    finished: deepvit.training.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from deepvit.training import run as module
-
-    assert module.first_process()
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert not module.first_process()
-
-
 def test_fine_tuning_may_change_drop_path(finished: deepvit.training.Run, tmp_path: Path) -> None:
     options = {"data": "digits", "weights": str(finished.path), "epochs": 1, "max_train_images": 128,
                "max_val_images": 50, "diagnose_images": 0, "devices": "cpu", "progress": False}  # fmt: skip

@@ -53,6 +53,10 @@ def evaluate(
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers={workers} must be at least 0")
+    if max_val_images is not None and max_val_images < 1:
+        raise UserError(f"max_val_images={max_val_images} must be at least 1")
     model, card = load_deployed(run, pick_device(device))
     problem, config = card.problem, stored_options(run)
     own, asked = build(problem.options, config), asking(problem, options)

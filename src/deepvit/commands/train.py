@@ -9,9 +9,10 @@ from deepvit.commands.command import Command, value_after
 from deepvit.options import Option
 from deepvit.parsing import read_yaml, recipe_file
 from deepvit.runs import Run
+from deepvit.runs.place import place
 from deepvit.training.callbacks import clock
 from deepvit.training.config import train_options
-from deepvit.training.run import first_process, train
+from deepvit.training.run import train
 
 
 def options(words: list[str]) -> tuple[Option, ...]:
@@ -26,8 +27,8 @@ def options(words: list[str]) -> tuple[Option, ...]:
 
 def show(run: Run) -> None:
     """Print the result of a run and where it lies."""
-    if not first_process():
-        return
+    if (here := place()) is not None and here.rank:
+        return  # the first process says it
     result = run.result
     figures = tasks.find(run.task).told_figures(result, "val/")
     print(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from deepvit.cures.registry import CURES
 from deepvit.cures.syntax import Wanted, parse
 from deepvit.cures.target import blocks_of
 from deepvit.errors import UserError
+from deepvit.files import read_json
 from deepvit.layers import parse_blocks
 
 Blocks = str | int | Sequence[int]
@@ -189,19 +188,19 @@ def blocks_from_report(report: Any, cure: str, depth: int) -> str:
             "blocks 'auto' takes them from a collapse report: give report= (--cure_report collapse.json)"
         )
     if isinstance(report, (str, os.PathLike)):
-        try:
-            report = json.loads(Path(report).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{os.fspath(report)} cannot be read as a collapse report: {error}") from None
+        report = read_json(report, "a collapse report")
     verdict = report.get("verdict") if isinstance(report, Mapping) else getattr(report, "verdict", None)
     if verdict is None:
         raise UserError(
             "that is no collapse report: it has no verdict; deepvit diagnose writes collapse.json"
         )
     told = verdict if isinstance(verdict, Mapping) else dataclasses.asdict(verdict)
-    for entry in told.get("cures", []):
-        if entry["name"] == cure:
-            return str(entry["blocks"])
+    try:
+        found = [str(entry["blocks"]) for entry in told.get("cures", []) if entry["name"] == cure]
+    except (TypeError, KeyError, AttributeError):
+        raise UserError("that is a damaged collapse report: its verdict has no list of cures") from None
+    if found:
+        return found[0]
     if CURES[cure].removes:
         raise UserError(
             f"the collapse report names no blocks for {cure} (verdict: {told.get('kind')}): no block in it is idle, "

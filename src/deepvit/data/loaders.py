@@ -118,6 +118,7 @@ class Loaders:
             self.augment = resolve(config, side=side, mirror=self.data.mirror)
         self.train_set = limited(self.data.train, max_train_images)
         self.val_set = limited(self.data.val, max_val_images)
+        self.as_process: tuple[int, int] | None = None
         self._sizes: dict[str, Size | None] = {}
         self._stored: dict[str, Stored] = {}
         self._loaders: list[BatchLoader] = []
@@ -211,7 +212,9 @@ class Loaders:
             source = StoredTrain(stored, augment, self.seed, rank)
         mixing = self.mixing
         if mixing is not None:
-            source = Transformed(source, mixing, self.seed, rank)
+            # One draw for a batch is one for the batches of all processes: together they are one batch.
+            shared = self.batch_transform is None and self.augment.mixup_mode == "batch"
+            source = Transformed(source, mixing, self.seed, 0 if shared else rank)
         workers = self._workers(world) if stored is None else 0
         return self._opened(BatchLoader(source, plan, workers=workers, pin_memory=_pin(), skipped=skipped))
 
@@ -277,7 +280,9 @@ class Loaders:
         return self._sizes[part]
 
     def process(self) -> tuple[int, int]:
-        """Rank of this process and how many there are, by torch.distributed."""
+        """Rank of this process and how many there are, by torch.distributed, or as ``as_process`` says."""
+        if self.as_process is not None:
+            return self.as_process
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deepvit import cures, tasks
 from deepvit.errors import UserError
@@ -33,9 +33,13 @@ class StudyOptions:
     """Options of cures, by cure, as --cure_args.reattention '{"init": "official"}'."""
     out: str = "study"
     """Folder of the study: its runs, tables, figure and report."""
-    jobs: int = 1
-    """Runs at a time, each in a process of its own; small networks share the cores better so, but seconds an epoch then
-    count the others too."""
+    jobs: int | None = None
+    """Runs at a time, each in a process of its own: by default one, or all with slurm. Small networks share the cores better
+    with several, but seconds an epoch then count the others too."""
+    executor: Literal["processes", "local", "slurm"] = "processes"
+    """Where runs are done: processes of this one, or jobs of submitit, on this machine (local) or in a SLURM queue."""
+    executor_args: dict[str, Any] = field(default_factory=dict)
+    """Parameters of submitit, as --executor_args.timeout_min 600 or --executor_args.slurm_partition gpu."""
     overwrite: bool = False
     """Start anew where the folder holds a study with other options."""
 
@@ -46,7 +50,7 @@ class StudyOptions:
         for name, values in (("methods", self.methods), ("seeds", self.seeds), ("depths", self.depths)):
             if len(set(values)) != len(values):
                 raise UserError(f"{name} names a value twice: {', '.join(map(str, values))}")
-        if self.jobs < 1:
+        if self.jobs is not None and self.jobs < 1:
             raise UserError(f"jobs={self.jobs} must be at least 1")
         if any(depth < 1 for depth in self.depths):
             raise UserError(f"depths must be at least 1, not {min(self.depths)}")

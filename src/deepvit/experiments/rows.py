@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,8 +9,10 @@ from typing import Any
 
 from deepvit import tasks
 from deepvit.collapse.results import Measurements
+from deepvit.files import read_json
 from deepvit.report import load
 from deepvit.runs import Run
+from deepvit.runs.folder import read_metrics
 
 # column → (heading, digits after the point); the order of every table, behind the figure that the task watches
 MEASURED: dict[str, tuple[str, int]] = {
@@ -94,7 +94,7 @@ def described(run: Run) -> dict[str, Any]:
     }
     card = run.path / "model.json"
     if card.exists():
-        told["cures"] = json.loads(card.read_text()).get("cures", [])
+        told["cures"] = read_json(card, "a deepvit model description").get("cures", [])
     return told
 
 
@@ -106,14 +106,11 @@ def mean_of(found: Measurements, metric: str) -> float | None:
 
 def curves_of(run: Path) -> dict[str, list[list[float]]]:
     """The columns of ``metrics.csv`` over epochs: metric → [[epoch, value], ...]."""
-    path = run / "metrics.csv"
     curves: dict[str, list[list[float]]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("epoch", "step", "val_seconds"):
-                        curves.setdefault(name, []).append([float(row["epoch"]), float(value)])
+    for row in read_metrics(run):
+        for name, value in row.items():
+            if value and name not in ("epoch", "step", "val_seconds"):
+                curves.setdefault(name, []).append([float(row["epoch"]), float(value)])
     return curves
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import multiprocessing
 import shutil
 import sys
 import time
-import warnings
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from deepvit import recipes
 from deepvit.errors import UserError
+from deepvit.experiments.executors import Job, JobLost, make_executor
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
 from deepvit.experiments.progress import EpochProgress
@@ -33,6 +31,7 @@ from deepvit.experiments.rows import (
     written,
 )
 from deepvit.files import write_atomic, write_json
+from deepvit.parsing import read_yaml
 from deepvit.provenance import hardware, versions
 from deepvit.report import compare_reports
 from deepvit.runs import read_run
@@ -42,7 +41,7 @@ from deepvit.training.guards import DivergedError
 from deepvit.training.run import train
 
 # Growing these keeps the runs that are done.
-_EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs")
+_EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs", "executor", "executor_args")
 
 
 def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dict[str, Any]:
@@ -86,7 +85,8 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
 
 def run_cells(config: StudyConfig, grid: list[Cell]) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     """Do the runs, ``config.jobs`` at a time, and give each as it ends: the cell, its entry, whether it was trained now."""
-    if config.jobs == 1:
+    executor = make_executor(config.executor, config.jobs, Path(config.out) / ".jobs", config.executor_args)
+    if executor is None:
         for number, cell in enumerate(grid):
             if config.train.run.progress:
                 print(f"run {number + 1} of {len(grid)}: {cell.label}", file=sys.stderr, flush=True)
@@ -94,25 +94,39 @@ def run_cells(config: StudyConfig, grid: list[Cell]) -> Iterator[tuple[Cell, dic
         return
     # Several small networks at once use the cores better than one after the other: their steps are too short to share.
     quiet = config.with_train(progress=False)
-    threads = max(1, torch.get_num_threads() // config.jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.jobs, context, start_worker, (threads,)) as pool:
-        waiting = {pool.submit(run_cell, quiet, cell): cell for cell in grid}
-        try:
-            with EpochProgress(config, grid) as progress:
-                while waiting:
-                    ended, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-                    progress.update()
-                    for future in ended:
-                        yield waiting.pop(future), *future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    queue, waiting, lost = list(grid), dict[Cell, Job](), Counter[Cell]()
+    try:
+        with EpochProgress(config, grid) as progress:
+            while queue or waiting:
+                while queue and (executor.limit is None or len(waiting) < executor.limit):
+                    waiting[queue[0]] = executor.submit(run_cell, quiet, queue[0])
+                    queue.pop(0)
+                ended = [cell for cell, job in waiting.items() if job.done()]
+                for cell in ended:
+                    try:
+                        entry = waiting.pop(cell).result()
+                    except JobLost as error:
+                        lost[cell] += 1
+                        if lost[cell] > RETRIES:
+                            raise UserError(
+                                f"{cell.label} was lost {lost[cell]} times ({error}): the study goes on where it is with "
+                                "the same command"
+                            ) from None
+                        print(
+                            f"{cell.label} was lost ({error}); submitted again", file=sys.stderr, flush=True
+                        )
+                        queue.append(cell)
+                        continue
+                    yield cell, *entry
+                progress.update()
+                if not ended:
+                    time.sleep(0.5)
+    finally:
+        executor.close()
 
 
-def start_worker(threads: int) -> None:
-    """Give a process of several its share of the cores, and keep Lightning's notices about itself off the screen."""
-    torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", module=r"lightning(\..*)?$")
+RETRIES = 3
+"""How often a run that was lost is submitted again."""
 
 
 def prepare(config: StudyConfig, out: Path) -> None:
@@ -129,7 +143,7 @@ def prepare(config: StudyConfig, out: Path) -> None:
         shutil.rmtree(out / "runs", ignore_errors=True)
     # A recipe that failed before its first run left no work that could be lost.
     if path.exists() and any((out / "runs").glob("*")):
-        stored = StudyConfig(**yaml.safe_load(path.read_text())).plain()
+        stored = StudyConfig(**read_yaml(path, "study")).plain()
         for name, value in plain.items():
             before: Any = stored.get(name)
             if name in _EXTENDED or before == value:
@@ -204,7 +218,7 @@ def summarise(
         "hardware": hardware(),
         "groups": groups,
         "runs": [done[cell] for cell in cells(config) if cell in done],
-        "jobs": config.jobs,
+        "jobs": config.jobs or 1,
         "out": str(config.out),
     }
 

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from deepvit.errors import UserError
+from deepvit.layers.synced_norm import Synced
+from deepvit.ops.collective import group_of
 
-_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
+_FORWARDS = (
+    nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, Synced.forward, FrozenBatchNorm2d.forward
+)  # fmt: skip
 """A module that computes one of these is known; a subclass with a forward of its own is not."""
 
 
@@ -101,7 +105,4 @@ def _recomputing() -> bool:
 
 def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
     """The group over which a converted norm synchronises; None without one, or alone in it."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
-        return None
-    group = norm.process_group if norm.process_group is not None else dist.group.WORLD
-    return group if dist.get_world_size(group) > 1 else None
+    return group_of(norm.process_group) if isinstance(norm, nn.SyncBatchNorm | Synced) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +75,8 @@ class PatchMix:
         switch_prob: probability of CutMix when both are on.
         label_smoothing: ε; a hard label becomes (1 − ε) at its class plus ε/K everywhere, before mixing.
         per_image: a rectangle (or λ) of its own for each image, instead of one for the batch.
+        pairs: which image is mixed in: ``"drawn"`` by a permutation, or ``"mirrored"``, that of the reversed batch, as
+            timm's Mixup does (for batches that are shuffled already).
 
     Calling it takes images [B, C, H, W] and labels, int [B] or already soft [B, K] (from a Mixup before it:
     the patches then hold that mixture), and returns a ``MixedBatch``; the input is not changed. Random
@@ -93,6 +96,7 @@ class PatchMix:
         switch_prob: float = 0.5,
         label_smoothing: float = 0.0,
         per_image: bool = False,
+        pairs: Literal["drawn", "mirrored"] = "drawn",
         generator: torch.Generator | None = None,
     ) -> None:
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
@@ -113,6 +117,9 @@ class PatchMix:
         self.prob, self.switch_prob = prob, switch_prob
         self.label_smoothing = label_smoothing
         self.per_image = per_image
+        if pairs not in ("drawn", "mirrored"):
+            raise UserError(f"pairs={pairs!r}: choose drawn or mirrored")
+        self.pairs = pairs
         self.generator = generator
 
     def __call__(self, images: Tensor, labels: Tensor) -> MixedBatch:
@@ -124,7 +131,10 @@ class PatchMix:
             patches = PatchLabels.whole(soft_BK, grid)
             return MixedBatch(images, patches.image(), patches)
         b = images.shape[0]
-        partner = torch.randperm(b, generator=self.generator).to(images.device)
+        if self.pairs == "mirrored":
+            partner = torch.arange(b - 1, -1, -1, device=images.device)
+        else:
+            partner = torch.randperm(b, generator=self.generator).to(images.device)
         lam = [self._beta(kind) for _ in range(b if self.per_image else 1)]
         if kind == "cutmix":
             own_Bhw = torch.stack([self._keep_mask(value, grid) for value in lam]).to(images.device)

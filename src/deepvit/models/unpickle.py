@@ -41,9 +41,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         # A safetensors file begins with 8 bytes of length and a JSON object, whatever its name.
         if head[8:] == b"{" or file.suffix == ".safetensors":
             return load_file(file)
+        refuse_compressed(file)
         # torch warns of pickle protocols that it does not write; what it cannot read it refuses anyway.
         with _only_namespace(), warnings.catch_warnings(action="ignore", category=UserWarning):
             return torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         refused = _refused_name(file, str(error))
         if refused is None:
@@ -57,6 +60,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         raise _damaged(file, error) from error
     except Exception as error:  # torch answers damaged bytes with nearly any kind of exception
         raise _damaged(file, error) from error
+
+
+def refuse_compressed(file: Path) -> None:
+    """Refuse a zip archive with compressed parts, which torch never writes: a small one may hold any amount of memory.
+
+    Raises:
+        UserError: so it is.
+    """
+    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                parts = archive.infolist()
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+            # Parts may also lie upon one another.
+            if not stored or sum(part.file_size for part in parts) > file.stat().st_size:
+                raise UserError(
+                    f"{file}: refused, because it holds more than its size, which no checkpoint of torch does"
+                )
 
 
 def _damaged(file: Path, error: Exception) -> UserError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,3 +32,25 @@ def all_reduce_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum of ``x`` over the processes of ``group``, in the forward and in the backward pass."""
     result: Tensor = _AllReduceSum.apply(x, group)
     return result
+
+
+_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, norms that synchronise take the statistics of this process: for a pass that the others do not make."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def group_of(given: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The group over which a norm synchronises now, by default all processes; None inside ``alone`` or with one process."""
+    if _alone or not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = given if given is not None else dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None

@@ -10,7 +10,7 @@ from typing import Any
 from deepvit.collapse.results import Measurements
 from deepvit.collapse.verdict import decide
 from deepvit.errors import UserError
-from deepvit.files import write_atomic
+from deepvit.files import read_json, write_atomic
 from deepvit.report.spoken import SpokenFinding, SpokenMeasurements, speak, spoken
 
 
@@ -41,19 +41,14 @@ def load(path: str | os.PathLike[str]) -> SpokenMeasurements:
     file = Path(path)
     if file.is_dir():
         file = file / "collapse.json"
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; `deepvit diagnose MODEL --out DIR` writes one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: not a collapse report: a JSON object is expected")
+    if not file.exists():
+        raise UserError(f"{file}: no such file; `deepvit diagnose MODEL --out DIR` writes one")
+    found = read_json(file, "a collapse report")
     try:
         return spoken(Measurements.from_dict(found, decide))
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(f"{file}: a damaged collapse report ({type(error).__name__}: {error})") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from deepvit import cures, models, tasks
 from deepvit.data import InputSpec
 from deepvit.errors import UserError
-from deepvit.files import atomic_path, write_json
+from deepvit.files import atomic_path, read_json, write_json
 
 FORMAT = "deepvit-model/2"
 BEFORE_TASKS = "deepvit-model/1"  # a classifier; the names of its classes stood beside the other fields
@@ -78,8 +77,9 @@ def read_card(run: str | Path) -> ModelCard:
         raise UserError(
             f"{folder} holds no finished run (model.json and model.safetensors){'; ' + hint if hint else ''}"
         )
+    values = read_json(path, "a deepvit model description")
     try:
-        card = ModelCard.from_json(json.loads(path.read_text()))
+        card = ModelCard.from_json(values)
         card.problem  # noqa: B018  (an unknown task says so)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not a deepvit model description: {error}") from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from deepvit.data import DataOptions
 from deepvit.errors import UserError
+from deepvit.files import read_json, read_text
 from deepvit.options import build
 from deepvit.parsing import read_yaml
 from deepvit.tasks import Task
@@ -78,6 +80,30 @@ def clear_folder(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv``, one an epoch; none where there is no such file.
+
+    Raises:
+        UserError: it cannot be read or is damaged.
+    """
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path))))
+        for row in rows:
+            int(row["epoch"])
+            # A row that is cut short or too long has None among its values or keys.
+            [float(value) for name, value in row.items() if name is not None and value]
+            if None in row or None in row.values():
+                raise ValueError
+    except (ValueError, KeyError, TypeError, csv.Error):
+        raise UserError(
+            f"{path} is damaged: it is not the table of a run; start anew with --overwrite"
+        ) from None
+    return rows
+
+
 def read_run(path: str | Path) -> Run:
     """Read a finished run.
 
@@ -94,11 +120,9 @@ def read_run(path: str | Path) -> Run:
                 f"the run in {folder} has not ended: go on with it by deepvit train --resume --out {folder}"
             )
         raise UserError(f"{folder} is not a run folder (no run.json)")
-    try:
-        info = json.loads(file.read_text())
-        info["result"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged: it is not the record of a run") from None
+    info = read_json(file, "the record of a run")
+    if not isinstance(info.get("result"), dict):
+        raise UserError(f"{file} is damaged: it is not the record of a run")
     return Run(folder, info)
 
 

@@ -183,6 +183,7 @@ class Classification(Task):
             prob=augment.mixup_prob,
             switch_prob=augment.mixup_switch_prob,
             label_smoothing=augment.label_smoothing or 0.0,
+            pairs="mirrored",  # the same in several processes as in one: see TrainPlan
         )
 
         def mix(images: Tensor, targets: Any) -> Mixed:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,25 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deepvit.files import atomic_path, write_json
+from deepvit.ops.collective import alone
 from deepvit.training.guards import first_bad_gradient, first_nonfinite
 
 FOLDER = "nonfinite"
 
 
-def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
-    """Set every generator that a training step draws from, as a function of where training stands."""
+def seed_step(seed: int, epoch: int, batch: int, rank: int) -> Callable[[], None] | None:
+    """Set every generator that a training step draws from, as a function of where training stands.
+
+    What is drawn for mixing is the same in all processes, whose batches together are one; from there on each draws its own.
+
+    Returns:
+        what a process but the first calls once the batch is mixed (``Objective``); None in the first.
+    """
+    _seed(seed, epoch, batch, 0)
+    return functools.partial(_seed, seed, epoch, batch, rank) if rank else None
+
+
+def _seed(seed: int, epoch: int, batch: int, rank: int) -> None:
     state = int(np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1)[0])
     torch.manual_seed(state)
     random.seed(state)
@@ -32,16 +46,18 @@ def keep_bad(module: Any, kind: str, text: str, terms: dict[str, float]) -> None
     """
     if module.out is None:
         return
-    folder = module.out / (FOLDER if module.global_rank == 0 else f"{FOLDER}-{module.global_rank}")
+    folder = module.out / FOLDER / (f"process-{module.global_rank}" if module.global_rank else "")
     if (folder / "record.json").exists():
         return
     began = first_bad_gradient(module.model) if kind == "gradient" else None
     images, targets = module.batch if module.batch is not None else (None, None)
     if images is not None:
-        with kept_state(module.model):
+        with kept_state(module.model), alone():  # the other processes may not come here
             batch = module.batch_numbers[-1] if module.batch_numbers else 0
-            seed_step(module.config.optim.seed, module.current_epoch, batch, module.global_rank)
-            forward = first_nonfinite(module.model, lambda: module.objective(module.model, images, targets))
+            own = seed_step(module.config.optim.seed, module.current_epoch, batch, module.global_rank)
+            forward = first_nonfinite(
+                module.model, lambda: module.objective(module.model, images, targets, own)
+            )
         began = forward or began
     with atomic_path(folder / "weights.safetensors") as temporary:
         save_file(weights_of(module), temporary)

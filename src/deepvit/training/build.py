@@ -18,7 +18,7 @@ from deepvit.models.arguments import accepted
 from deepvit.runs.card import ModelCard, load_deployed, read_card
 from deepvit.runs.inputs import input_of
 from deepvit.tasks import Task
-from deepvit.training.config import ModelOptions, TrainConfig
+from deepvit.training.config import CureOptions, ModelOptions, TrainConfig
 
 
 def sized_for(options: ModelOptions, native_size: int | None, cells: int = 8) -> dict[str, Any]:
@@ -144,8 +144,10 @@ def cured(
     """
     asked = config.cure
     if not asked.names:
-        if asked.args or asked.report:
-            raise UserError("--cure_args and --cure_report go with --cures, which names none")
+        default = CureOptions()
+        for name in ("args", "report", "blocks", "init"):
+            if getattr(asked, name) != getattr(default, name):
+                raise UserError(f"--cure_{name} goes with --cures, which names none")
         return backbone, present
     # Without weights to keep there is nothing to leave unchanged: the source's own initial values train best.
     start = {"init": "paper"} if config.model.weights is None else {}

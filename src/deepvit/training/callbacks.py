@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from safetensors.torch import save_file
 
 from deepvit.files import atomic_path, write_atomic
+from deepvit.runs.folder import read_metrics
 from deepvit.tasks import Column
 from deepvit.training.trainee import Trainee
 
@@ -115,9 +116,8 @@ class RunLog(Callback):
 
     def read(self, epochs: int) -> None:
         """Read the rows of the first ``epochs`` epochs from the file, where there is one."""
-        if epochs and self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+        if epochs:
+            self.rows = [row for row in read_metrics(self.path.parent) if int(row["epoch"]) <= epochs]
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Start the clock of the epoch."""

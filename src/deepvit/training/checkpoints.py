@@ -19,6 +19,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from deepvit.errors import UserError
 from deepvit.files import atomic_path, synchronise, write_atomic
+from deepvit.models.unpickle import refuse_compressed
 
 LAST, PREVIOUS, DIGESTS = "last.ckpt", "previous.ckpt", "digests.json"
 _CHUNK = 1 << 22
@@ -68,6 +69,7 @@ class SafeCheckpoints(TorchCheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint; tensors and plain values only, so that no file can run code."""
+        refuse_compressed(Path(path))
         where = map_location if map_location is not None else "cpu"
         loaded: dict[str, Any] = torch.load(path, map_location=where, weights_only=True)
         return loaded

@@ -21,6 +21,7 @@ from deepvit.errors import UserError
 from deepvit.options import Option, build, flat, group, options_of, spelt
 from deepvit.parsing import checked, json_ready, read_yaml
 from deepvit.training.guards import Policy
+from deepvit.training.processes import Devices
 
 Precision = Literal["auto", "32", "bf16", "16"]
 HINT = "; see deepvit train --help"
@@ -134,6 +135,8 @@ class OptimOptions:
     (leave it out, and compute attention in float32 from then on)."""
     grad_checkpointing: bool = False
     """Keep only what enters each block and compute the rest again in the backward pass: less memory, a third more time."""
+    sync_batchnorm: bool = True
+    """With several processes, take the statistics of batch norms over all of them."""
     seed: int = 0
     """Seed of everything random: weights, order, augmentation, dropout."""
 
@@ -176,7 +179,10 @@ class RunOptions:
     out: str | None = None
     """Run folder; by default runs/MODEL-DATA."""
     devices: str = "auto"
-    """Devices: auto, cpu, a number of accelerators, or their indices as 0,1."""
+    """Devices of one machine, a process each: auto (one), cpu, cpu:N (N processes), a number of accelerators, or their
+    indices as 0,1; torchrun and srun start the processes themselves."""
+    nodes: int | None = None
+    """Machines; each is then given MASTER_ADDR, MASTER_PORT and NODE_RANK (torchrun and srun say all that themselves)."""
     workers: int | None = None
     """Processes that load large images; none is used for small sets, which are held in memory."""
     compile: bool = False
@@ -196,6 +202,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be meant, and two ways of treating a folder at once."""
+        Devices.read(self.devices)
+        at_least("nodes", self.nodes, 1)
         at_least("log_every", self.log_every, 1)
         at_least("workers", self.workers, 0)
         at_least("save_steps", self.save_steps, 0)

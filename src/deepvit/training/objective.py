@@ -53,7 +53,11 @@ class Objective(nn.Module):
             )
 
     def forward(
-        self, network: Callable[[Tensor], Any], images: Tensor, targets: Any
+        self,
+        network: Callable[[Tensor], Any],
+        images: Tensor,
+        targets: Any,
+        after_mixing: Callable[[], None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the network on the images and return the total loss with its terms.
 
@@ -61,12 +65,15 @@ class Objective(nn.Module):
             network: the model, or its compiled form.
             images: normalised, ``[B, 3, H, W]``.
             targets: as the task's criterion takes them.
+            after_mixing: called when the batch has been mixed: what is drawn from there on may have another seed.
 
         Returns:
             the total (a scalar) and the terms by name: the task's as they enter the total, the diversity losses
             without their weights.
         """
         mixed = Mixed(images, targets, targets) if self.mix is None else self.mix(images, targets)
+        if after_mixing is not None:
+            after_mixing()
         if self.diversity is None:
             own = self.criterion(network(mixed.images), mixed.targets)
             return total_of(own), own

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,22 @@ from deepvit import tasks
 from deepvit.data import Loaders
 from deepvit.errors import UserError
 from deepvit.files import write_atomic, write_json
+from deepvit.layers.synced_norm import synchronise
 from deepvit.provenance import command, hardware, versions
-from deepvit.runs.card import ModelCard, save_deployed
+from deepvit.runs.card import ModelCard, load_deployed, save_deployed
 from deepvit.runs.folder import Run, check_folder, clear_folder, read_run
 from deepvit.runs.lock import writing
 from deepvit.tasks import Settings, Task
 from deepvit.training.build import build_model, native_size
 from deepvit.training.callbacks import RunLog
 from deepvit.training.checkpoints import newest_good
-from deepvit.training.config import TrainConfig
+from deepvit.training.child import start
+from deepvit.training.config import RunOptions, TrainConfig
 from deepvit.training.datamodule import BatchModule
 from deepvit.training.objective import Objective
 from deepvit.training.optim import epochs_of
+from deepvit.training.processes import Team, team
+from deepvit.training.strategy import has_unused
 from deepvit.training.trainee import Trainee
 from deepvit.training.trainer import build_trainer, fit
 
@@ -59,6 +62,22 @@ def train(config: TrainConfig | None = None, *, given: Collection[str] | None = 
     if config is not None:
         chosen |= set(config.changed() if given is None else given)
         options = {**config.options(), **options}
+    devices, nodes = options.get("devices", RunOptions.devices), options.get("nodes")
+    if not (isinstance(devices, str | int) and isinstance(nodes, int | None)):
+        TrainConfig(**options)  # says what is wrong
+    with team(str(devices), nodes, lambda place: start(place, options, chosen)) as one:
+        settled, out = one.decide(lambda: settle(dict(options), chosen))
+        if settled is None:
+            return read_run(out)
+        return _train(TrainConfig(**settled), out, one)
+
+
+def settle(options: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, Any] | None, Path]:
+    """What a run's options come to, with the folder as it is: all options, or None for a run that is done; and the folder.
+
+    Raises:
+        UserError: options that cannot be meant, or a folder that may not be written or gone on with.
+    """
     if options.get("resume") == "auto":
         options["resume"] = (Path(str(options.get("out") or "")) / "config.yaml").is_file() and bool(
             options.get("out")
@@ -68,26 +87,20 @@ def train(config: TrainConfig | None = None, *, given: Collection[str] | None = 
         options["task"] = stored.task  # so that options which only that task has are known
     config = TrainConfig(**options)
     out = Path(config.run.out or default_out(config))
-    if first_process():
-        check_folder(out, resume=bool(config.run.resume), overwrite=config.run.overwrite)
+    check_folder(out, resume=bool(config.run.resume), overwrite=config.run.overwrite)
     if config.run.resume:
         stored = stored or TrainConfig.from_yaml(out / "config.yaml")
         config.check_continues(stored, chosen)
         if (out / "run.json").exists():
-            return read_run(out)
+            return None, out
         config = config.continuing(stored, str(out))
-    return _train(config, out)
+    return config.options(), out
 
 
 def stored_config(options: dict[str, Any]) -> TrainConfig | None:
     """The options of the run that is to go on, where one lies in the folder that is named."""
     path = Path(str(options.get("out"))) / "config.yaml"
     return TrainConfig.from_yaml(path) if options.get("resume") is True and path.is_file() else None
-
-
-def first_process() -> bool:
-    """Whether this process is the one that writes: launchers start the same command once for each device."""
-    return not any(int(os.environ.get(name, "0") or 0) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def default_out(config: TrainConfig) -> str:
@@ -128,12 +141,21 @@ def prepared(config: TrainConfig) -> Prepared:
     return Prepared(network, card, problem, objective, fitting.loaders, data, fitting.examples)
 
 
-def _train(config: TrainConfig, out: Path) -> Run:
+def _train(config: TrainConfig, out: Path, team: Team) -> Run:
     started = time.time()
-    parts = prepared(config)
+
+    def get_ready() -> Prepared:
+        parts = prepared(config)
+        parts.loaders.setup("fit")
+        parts.loaders.train_dataloader()  # an augmentation that cannot be read is told here
+        return parts
+
+    parts = team.first_then_others(get_ready)
     card, loaders = parts.card, parts.loaders
-    loaders.setup("fit")
-    trainer, progress = build_trainer(config, out)
+    if team.world > 1 and config.optim.sync_batchnorm:
+        synchronise(parts.network)
+    unused = team.world > 1 and has_unused(parts.network, torch.zeros(1, 3, *card.input.hw))
+    trainer, progress = build_trainer(config, out, team, unused)
     steps, images_per_step = steps_of(loaders, trainer, config)
     trainer.fit_loop.max_epochs = epochs_of(config.optim, steps)
     if config.optim.grad_checkpointing:
@@ -143,32 +165,43 @@ def _train(config: TrainConfig, out: Path) -> Run:
     )
 
     # From here on files are written: everything that the user could have got wrong has been looked at.
-    loaders.train_dataloader()  # an augmentation that cannot be read is told here
-    with writing(out) if first_process() else nullcontext():
-        resumed, said = newest_good(out / "checkpoints") if config.run.resume else (None, [])
-        if first_process():
-            for line in said:
-                print(line, file=sys.stderr, flush=True)
-            if config.run.overwrite:
-                clear_folder(out)
-            write_atomic(out / "config.yaml", config.to_yaml(), durable=True)
+    with contextlib.ExitStack() as held:
+        resumed = team.decide(lambda: opened(config, out, held))
         announce(config, out, parts.network, card, loaders, trainer)
         fit(trainer, module, BatchModule(loaders), resumed, out)
         if not progress.rows:  # it had ended before, and only its record was missing
             progress.read(epochs_of(config.optim, steps))
+        if team.rank:
+            return Run(out, {"task": config.task, "result": module.val_results})
         network = module.evaluated
         card.weights = "ema" if module.ema is not None else "last"
         if config.result.keep == "best":
             network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))
             card.weights += ", best epoch"
-        if not trainer.is_global_zero:
-            return Run(out, {"task": config.task, "result": module.val_results})
         network = network.cpu().eval()
         save_deployed(out, network, card)
+        if team.world > 1:
+            network, _ = load_deployed(out)  # without what synchronises
         info = record(config, module, card, progress, time.time() - started, loaders.skipped)
         diagnose_run(config, out, network, parts, info, progress.rows)
         write_json(out / "run.json", info)  # last: a folder with this file is a finished run
         return Run(out, info)
+
+
+def opened(config: TrainConfig, out: Path, held: contextlib.ExitStack) -> Path | None:
+    """Lock the run folder and write the options into it; returns the checkpoint to go on from.
+
+    Raises:
+        UserError: another process writes there, or every checkpoint is damaged.
+    """
+    held.enter_context(writing(out))
+    resumed, said = newest_good(out / "checkpoints") if config.run.resume else (None, [])
+    for line in said:
+        print(line, file=sys.stderr, flush=True)
+    if config.run.overwrite:
+        clear_folder(out)
+    write_atomic(out / "config.yaml", config.to_yaml(), durable=True)
+    return resumed
 
 
 def settings_of(config: TrainConfig) -> Settings:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from deepvit.training.checkpoints import LAST
 from deepvit.training.guards import DivergedError
+from deepvit.training.processes import largest
 from deepvit.training.trainee import Trainee
 
 AGAIN = 75
@@ -74,10 +75,10 @@ class Saving(Checkpoint):
             return
         # With several processes all must agree, which makes them wait: asked only every few steps.
         looks = trainer.world_size == 1 or trainer.global_step % module.config.run.log_every == 0
-        asked = agreed(trainer, self.asked or 0) if looks else 0
+        asked = largest(self.asked or 0, module.device) if looks else 0
         due: float | bool = bool(self.every_steps) and trainer.global_step % self.every_steps == 0
         if self.every_minutes and looks:
-            due = due or agreed(trainer, time.monotonic() - self._saved_at >= 60 * self.every_minutes)
+            due = due or largest(time.monotonic() - self._saved_at >= 60 * self.every_minutes, module.device)
         if due or asked:
             self.save(trainer, module)
         if asked:
@@ -86,7 +87,7 @@ class Saving(Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Save the finished epoch."""
         self.save(trainer, module)
-        if asked := agreed(trainer, self.asked or 0):
+        if asked := largest(self.asked or 0, module.device):
             raise Ended(int(asked))
 
     def save(self, trainer: lightning.Trainer, module: Trainee) -> None:
@@ -96,7 +97,7 @@ class Saving(Checkpoint):
             DivergedError: a weight is NaN or infinite.
         """
         bad = bad_weights(module)
-        if agreed(trainer, bool(bad)):
+        if largest(bool(bad), module.device):
             name = bad[0] if bad else "of another process"
             raise DivergedError(
                 f"the weights are not finite after step {trainer.global_step} ({name}): the checkpoint before is kept; "
@@ -124,16 +125,6 @@ def bad_weights(module: Trainee) -> list[str]:
     if bool(finite.all()):
         return []
     return [name for name, tensor in tensors if not bool(tensor.isfinite().all())]
-
-
-def agreed(trainer: lightning.Trainer, value: float) -> float:
-    """The largest value of all processes: whether to save must not differ between them."""
-    if trainer.world_size == 1:
-        return value
-    reduced = trainer.strategy.reduce(
-        torch.tensor(float(value), device=trainer.strategy.root_device), reduce_op="max"
-    )
-    return float(reduced)
 
 
 def stop(number: int, out: Path) -> None:

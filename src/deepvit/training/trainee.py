@@ -18,6 +18,7 @@ from deepvit.training.config import TrainConfig
 from deepvit.training.guards import HELP, DivergedError, Guard, Policy, attention_in_float32, finite_or_raise
 from deepvit.training.objective import Objective
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
+from deepvit.training.processes import every_process, largest
 
 
 class Trainee(lightning.LightningModule):
@@ -51,6 +52,8 @@ class Trainee(lightning.LightningModule):
         self.problem = problem
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
+        if self.ema is not None:
+            self.ema.requires_grad_(False)  # DistributedDataParallel would wait for gradients of it
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.images_per_step = images_per_step
@@ -65,6 +68,7 @@ class Trainee(lightning.LightningModule):
         self.batch_numbers: list[int] = []
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        self._after_mixing: Callable[[], None] | None = None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -74,8 +78,10 @@ class Trainee(lightning.LightningModule):
     # -- training ----------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout and drop path a function of (seed, epoch, batch, rank), so that a resumed run is the same run."""
-        seed_step(self.config.optim.seed, self.current_epoch, batch_idx, self.global_rank)
+        """Make what is drawn a function of (seed, epoch, batch, rank), so that a resumed run is the same run."""
+        self._after_mixing = seed_step(
+            self.config.optim.seed, self.current_epoch, batch_idx, self.global_rank
+        )
         self.batch = batch[0], batch[1]
         if batch_idx % self.config.optim.accumulate == 0:
             self.batch_numbers = []
@@ -85,7 +91,7 @@ class Trainee(lightning.LightningModule):
         """One batch → the total loss; terms are summed on the device and read every ``log_every`` steps."""
         images, targets = batch[0], batch[1]
         total: Tensor
-        total, terms = self.objective(self._forward[0], images, targets)
+        total, terms = self.objective(self._forward[0], images, targets, self._after_mixing)
         # Reading a value waits for the device: on the CPU it is free, elsewhere it is done with the logging.
         if total.device.type == "cpu" and not self.guard.policy.skip:
             self.check_finite(total, terms)
@@ -107,8 +113,12 @@ class Trainee(lightning.LightningModule):
         Raises:
             DivergedError: with every term's value and what usually helps.
         """
+        # All stop together: a process that went on would wait for the gradients of one that does not.
+        bad = largest(not bool(total.isfinite()))
         try:
             finite_or_raise(total, terms, self.place)
+            if bad:
+                raise DivergedError(f"the loss is not finite at {self.place} in another process: {HELP}")
         except DivergedError as error:
             keep_bad(self, "loss", str(error), {name: float(value.detach()) for name, value in terms.items()})
             raise
@@ -164,8 +174,11 @@ class Trainee(lightning.LightningModule):
         raise DivergedError(f"{text}{left_out}: {HELP}")
 
     def take_train_terms(self) -> tuple[dict[str, float], int]:
-        """Sum of every loss term since the last call and the number of batches; reading waits for the device."""
-        sums = {name: float(value) for name, value in self._sums.items()}
+        """Sum of every loss term since the last call, mean over processes, and the number of batches.
+
+        Reading waits for the device, and for the other processes.
+        """
+        sums = {name: float(value.mean()) for name, value in every_process(self._sums).items()}
         count = self._count
         self._sums, self._count = {}, 0
         return sums, count
@@ -219,10 +232,21 @@ class Trainee(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Losses that were summed and not read yet belong to the epoch that goes on."""
-        checkpoint["pending"] = {"sums": self._sums, "count": self._count, "left_out": self.guard.skipped}
+        checkpoint["pending"] = {
+            "sums": every_process(self._sums),
+            "count": self._count,
+            "left_out": self.guard.skipped,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back; runs saved at the end of an epoch have none."""
+        """Take them back; runs saved at the end of an epoch have none.
+
+        As many processes as before take each its own, others the mean.
+        """
         pending = checkpoint.get("pending", {"sums": {}, "count": 0, "left_out": 0})
-        self._sums = {name: value.to(self.device) for name, value in pending["sums"].items()}
+        rank, world = self.global_rank, self.trainer.world_size
+        self._sums = {
+            name: (value.flatten()[rank] if value.numel() == world else value.mean()).to(self.device)
+            for name, value in pending["sums"].items()
+        }
         self._count, self.guard.skipped = pending["count"], pending["left_out"]

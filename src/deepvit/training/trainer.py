@@ -21,13 +21,17 @@ from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.checkpoints import SafeCheckpoints
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
+from deepvit.training.processes import Team
 from deepvit.training.saving import Ended, Saving, listen, stop
+from deepvit.training.strategy import lightning_arguments
 from deepvit.training.trainee import Trainee
 
 
-def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, RunLog]:
-    """Lightning's Trainer with what a run shows and keeps."""
-    accelerator, devices = parse_devices(config.run.devices)
+def build_trainer(
+    config: TrainConfig, out: Path, team: Team, unused: bool = False
+) -> tuple[lightning.Trainer, RunLog]:
+    """Lightning's Trainer with what a run shows and keeps, for one process of a team."""
+    arguments = lightning_arguments(team, unused)
     progress = Progressing(config.run.progress)
     log = RunLog(out, config.run.log_every, progress)
     callbacks: list[Callback] = [progress, log]
@@ -43,38 +47,19 @@ def build_trainer(config: TrainConfig, out: Path) -> tuple[lightning.Trainer, Ru
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("timm.scheduler").setLevel(logging.ERROR)
     trainer = lightning.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        precision=parse_precision(config.optim.precision, accelerator),
+        **{**arguments, "plugins": [SafeCheckpoints(), *arguments["plugins"]]},
+        precision=parse_precision(config.optim.precision, arguments["accelerator"]),
         max_epochs=config.total_epochs,
         accumulate_grad_batches=config.optim.accumulate,
         callbacks=callbacks,
-        plugins=[SafeCheckpoints()],
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders know their process
         log_every_n_steps=config.run.log_every,
     )
     return trainer, log
-
-
-def parse_devices(devices: str) -> tuple[str, Any]:
-    """``auto``, ``cpu``, a count or indices → Lightning's accelerator and devices."""
-    if devices in ("auto", "cpu"):
-        return devices, "auto" if devices == "auto" else 1
-    parts = devices.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise UserError(f"devices={devices!r} must be auto, cpu, a number of accelerators, or indices as 0,1")
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"devices={devices!r} asks for accelerators, and torch sees none: use --devices cpu or auto"
-        )
-    chosen: Any = [int(p) for p in parts] if "," in devices else int(devices)
-    count = max(chosen) + 1 if isinstance(chosen, list) else chosen
-    if not 0 < count <= torch.cuda.device_count():
-        raise UserError(f"devices={devices!r}: torch sees {torch.cuda.device_count()} accelerators here")
-    return "gpu", chosen
 
 
 def parse_precision(precision: str, accelerator: str) -> Any:

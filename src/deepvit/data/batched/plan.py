@@ -16,6 +16,10 @@ class TrainPlan:
 
     Which images are left out changes with the epoch. With fewer images than ``batch_size`` the one batch
     holds all of them (an even number with ``even``, for mixing in pairs).
+
+    The batches of all processes together are those of one process with a batch as large as theirs, and in it an image and
+    its mirror image in order (the first and the last, the second and the last but one) come to the same process: mixing an
+    image with the one in the reversed batch then gives the same pairs, however many processes there are (each batch even).
     """
 
     def __init__(
@@ -29,12 +33,22 @@ class TrainPlan:
         self.count, self.seed, self.rank, self.world = count, seed, rank, world
         self.batch_size = min(batch_size, share)
         self.batches = share // self.batch_size
+        self._places = mirrored_share(self.batch_size, rank, world)
 
     def epoch(self, epoch: int) -> list[torch.Tensor]:
         """Image numbers of each batch of this process."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-        order = torch.randperm(self.count, generator=generator)[self.rank :: self.world]
-        return list(order[: self.batches * self.batch_size].split(self.batch_size))
+        size = self.batch_size
+        order = torch.randperm(self.count, generator=generator)[: self.batches * size * self.world]
+        return [order[at + self._places] for at in range(0, len(order), size * self.world)]
+
+
+def mirrored_share(size: int, rank: int, world: int) -> torch.Tensor:
+    """Places in a batch of ``size * world`` that a process gets: with each place its mirror image, for odd sizes but one."""
+    half, whole = size // 2, size * world
+    front = torch.arange(rank * half, (rank + 1) * half)
+    middle = torch.tensor([world * half + rank] if size % 2 else [], dtype=torch.int64)
+    return torch.cat([front, middle, (whole - 1 - front).flip(0)])
 
 
 class EvalPlan:
