@@ -156,7 +156,7 @@ class _Hook:
 
     def __call__(self, module: nn.Module, inputs: object, given: dict[str, Any], output: Any) -> None:
         taken = self.switch.taken
-        if taken is None or _recomputing():
+        if taken is None:
             return
         if given.get("attn_mask") is not None:
             raise UserError(
@@ -181,13 +181,8 @@ class _Images:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
         taken = self.switch.taken
-        if taken is not None and not _recomputing():
+        if taken is not None:
             taken.images.update(inputs=inputs, given=given)
-
-
-def _recomputing() -> bool:
-    """Whether this is gradient checkpointing's second look, whose tensors are outside the graph of the first."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def listen(
