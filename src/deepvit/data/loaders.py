@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
-from PIL import Image
 from torch.utils.data import default_collate
 
 from deepvit.data.augmentation import AugmentConfig, resolve
@@ -17,7 +16,7 @@ from deepvit.data.batched.memory import Stored, StoredEval, StoredTrain, decode,
 from deepvit.data.batched.mixing import BatchTransform, make_mixing
 from deepvit.data.batched.plan import EvalPlan, SizedPlan, TrainPlan
 from deepvit.data.inputs import InputSpec, Size
-from deepvit.data.sets import UNLABELLED, ImageSet
+from deepvit.data.sets import ImageSet, Repeated, size_of
 from deepvit.data.shards import StreamImages, StreamLoader
 from deepvit.data.sources import open_data
 from deepvit.data.split import evenly_spaced
@@ -360,42 +359,6 @@ def limited(images: ImageSet | StreamImages, limit: int | None) -> ImageSet | St
         return images
     chosen = evenly_spaced(len(images), limit)
     return images if chosen is None else images.subset(chosen)
-
-
-def size_of(images: ImageSet, index: int) -> Size | None:
-    """Height and width of an image; None for one that cannot be read, which whoever reads it will say."""
-    try:
-        return images.size(index)
-    except UserError:
-        return None
-
-
-class Repeated(ImageSet):
-    """A set followed by its first images once more, with targets that count for nothing.
-
-    Processes that must have equally many batches are given those, where images cannot be shared out evenly.
-    """
-
-    def __init__(self, base: ImageSet, times: int) -> None:
-        self.base = base
-        self.targets = torch.cat([base.targets, torch.full((times,), UNLABELLED)])
-
-    def open(self, index: int) -> Image.Image:
-        """As the base set has it."""
-        return self.base.open(index % len(self.base))
-
-    def image(self, index: int) -> Image.Image:
-        """As the base set has it."""
-        return self.base.image(index % len(self.base))
-
-    def target(self, index: int) -> Any:
-        """The base set's target, or nothing."""
-        past = index - len(self.base)
-        return self.base.target(index) if past < 0 else self.base.nothing(past)
-
-    def where(self, index: int) -> str:
-        """As the base set names it."""
-        return self.base.where(index % len(self.base))
 
 
 def _pin() -> bool:

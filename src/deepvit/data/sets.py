@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from deepvit.data.images import decode, reading, to_rgb
+from deepvit.errors import UserError
 
 UNLABELLED = -1
 
@@ -108,6 +109,34 @@ class Subset(ImageSet):
         return self if base is self.base else Subset(base, self.indices)
 
 
+class Repeated(ImageSet):
+    """A set followed by its first images once more, with targets that count for nothing.
+
+    Processes that must have equally many batches are given those, where images cannot be shared out evenly.
+    """
+
+    def __init__(self, base: ImageSet, times: int) -> None:
+        self.base = base
+        self.targets = torch.cat([base.targets, torch.full((times,), UNLABELLED)])
+
+    def open(self, index: int) -> Image.Image:
+        """As the base set has it."""
+        return self.base.open(index % len(self.base))
+
+    def image(self, index: int) -> Image.Image:
+        """As the base set has it."""
+        return self.base.image(index % len(self.base))
+
+    def target(self, index: int) -> Any:
+        """The base set's target, or nothing."""
+        past = index - len(self.base)
+        return self.base.target(index) if past < 0 else self.base.nothing(past)
+
+    def where(self, index: int) -> str:
+        """As the base set names it."""
+        return self.base.where(index % len(self.base))
+
+
 class FileImages(ImageSet):
     """Image files under one folder; ``paths`` are relative to ``root`` with forward slashes."""
 
@@ -181,3 +210,11 @@ class DatasetImages(ImageSet):
     def where(self, index: int) -> str:
         """Its number."""
         return f"{index} of {self.name}"
+
+
+def size_of(images: ImageSet, index: int) -> tuple[int, int] | None:
+    """Height and width of an image; None for one that cannot be read, which whoever reads it will say."""
+    try:
+        return images.size(index)
+    except UserError:
+        return None

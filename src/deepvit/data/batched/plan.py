@@ -65,7 +65,7 @@ class SizedPlan:
     Sizes in the order in which they first occur, images of a size in order. On several processes each has the same number of
     batches: some are split for that, and where even that is not enough (an odd number of single images) the numbers
     ``len(sizes)``, ``len(sizes) + 1``, ... are batches of their own: repetitions of the first images that must not
-    count (see ``Repeated`` in ``loaders``).
+    count (see ``sets.Repeated``).
 
     Args:
         sizes: of each image; whatever can be compared.

@@ -247,7 +247,7 @@ def missing_classes(train: Any, val: Any, names: Sequence[str]) -> list[Finding]
     return [
         Finding(
             "wrong" if severity == "wrong" else "notice",
-            class_note(what, [names[i] for i in np.flatnonzero(which)]),
+            class_note(what, [names[i] for i in np.flatnonzero(which).tolist()]),
         )
         for severity, what, which in kinds
         if which.any()
@@ -272,7 +272,7 @@ def much_ignored(masks: dict[str, list[Counted]]) -> list[Finding]:
 def rare(pixels: Any, names: Sequence[str]) -> list[Finding]:
     """Classes with few of the training pixels."""
     shares = pixels / max(int(pixels.sum()), 1)
-    few = [f"{names[i]} {shares[i]:.2%}" for i in np.argsort(shares) if 0 < shares[i] < RARE]
+    few = [f"{names[i]} {shares[i]:.2%}" for i in np.argsort(shares).tolist() if 0 < shares[i] < RARE]
     what = count(len(few), "class has", "classes have")
     text = f"{what} less than {RARE:.1%} of the training pixels ({some(few)}); class weights may help"
     return [Finding("notice", text)] if few else []

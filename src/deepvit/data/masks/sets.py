@@ -118,6 +118,6 @@ class PairedFiles(MaskSet):
 
 def file_pair(images: ImageSet, index: int) -> tuple[PairedFiles, int] | None:
     """The files behind an image of a set and its number among them; None where there are none."""
-    while isinstance(images, Subset):
-        images, index = images.base, int(images.indices[index])
+    if isinstance(images, Subset):
+        return file_pair(images.base, int(images.indices[index]))
     return (images, index) if isinstance(images, PairedFiles) else None
