@@ -34,7 +34,7 @@ from deepvit.tasks.task import Column, Criterion, Fitting, Settings, Task
 
 CHANNELS, SMALL_CHANNELS = 512, 64
 SHOWN, LARGEST = 4, 256
-EPOCHS = 16
+EPOCHS = 9
 MODEL = "deepvit_tiny_d16_patch4_32"
 MODEL_ARGS = {"depth": 8, "reattention_blocks": "none", "stem": "conv"}
 """A convolutional stem learns from few scenes what a linear one does not; attention is plain, to compare cures with."""
