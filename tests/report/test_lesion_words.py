@@ -11,6 +11,7 @@ from report.test_report import embedded
 
 import deepvit
 from deepvit.collapse.lesions.effects import Effect, Lesions
+from deepvit.collapse.results import Finding, Verdict
 from deepvit.report import compare_html, load, report_html
 from deepvit.report.lesion_words import span
 from deepvit.report.worth import shade
@@ -69,6 +70,16 @@ def test_a_comparison_draws_the_lesions_of_several_networks_with_one_line_each()
     data = embedded(page)
     assert [chart["keys"] for chart in data["charts"][:2]] == [["exit:score"], ["lesion:block"]]
     assert all("lesion:block" in model["series"] and model["worth"] for model in data["models"])
+
+
+def test_the_title_of_a_comparison_names_who_has_blocks_to_spare():
+    spare, full = with_lesions(name="a"), with_lesions(name="b", idle=())
+    spare.verdict = Verdict(
+        "idle", False, 4, [Finding("idle", "idle", [4, 5], {"changed": {"here": 0.0}}, to_end=True)]
+    )
+    assert (
+        "<h1>None of 2 networks collapses; a has blocks to spare</h1>" in compare_html([spare, full]).decode()
+    )
 
 
 def test_shades_begin_at_the_line_and_grow_with_the_logarithm():
