@@ -155,6 +155,12 @@ def _title(results: Sequence[Measurements]) -> str:
         words = f"{fallen[0]} collapses, {'the other does not' if len(results) == 2 else 'the others do not'}"
     else:
         words = f"{len(fallen)} of {len(results)} networks collapse"
+    idle = [
+        name for name, result in zip(names, results, strict=True) if result.verdict.kind in ("idle", "harm")
+    ]
+    if idle:
+        who = idle[0] if len(idle) == 1 else f"{len(idle)} of {len(results)}"
+        words += f"; {who} {'has' if len(idle) == 1 else 'have'} blocks to spare"
     return words + (f"; {flat} look{'s' if flat == 1 else ''} untrained" if flat else "")
 
 

@@ -21,7 +21,7 @@ STRIP_ROWS = {
 """The rows of the strip of lesions: key → its short name."""
 DRAWN = ("block", "attention", "map_reuse", "map_mean", "patch_mean")
 HINT = (
-    "How far the answer moves when this is done to one block. Pale: the network does not need it. "
+    "How far the answer moves when this is done to one block. Empty: the network does not need it. "
     "One cell a block, from the input on the left to the output on the right."
 )
 
@@ -121,7 +121,9 @@ def lesion_charts(results: Sequence[Measurements]) -> list[tuple[dict[str, Any],
             "Final norm and head as they are, put behind each block. Where the line is flat, depth has stopped paying; "
             "where it rises to the end, every block is used."
         )
-        charts.append(_chart([f"exit:{kind}"], [titles[kind][0]], *titles[kind], read))
+        payload, words = _chart([f"exit:{kind}"], [titles[kind][0]], *titles[kind], read)
+        payload["floor"] = kind == "moved"  # accuracies of neighbouring blocks lie close together
+        charts.append((payload, words))
     one = len(results) == 1
     line = [{"value": IDLE * scale(known[0]), "label": "idle below"}] if one else []
     keys = [key for key in DRAWN if any(found.single(key) for found in known)]

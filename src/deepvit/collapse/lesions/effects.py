@@ -5,6 +5,7 @@ Everything is plain: ``asdict`` gives JSON values. Blocks are numbers of the rep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -32,7 +33,7 @@ class Effect:
 
     def error(self, images: int) -> float:
         """Standard error of ``value``."""
-        return self.spread / max(1, images) ** 0.5
+        return self.spread / math.sqrt(max(1, images))
 
 
 @dataclass
