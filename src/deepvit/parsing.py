@@ -99,6 +99,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """
     text = read_text(path, _MOST_YAML)
     try:
+        _check_brackets(text)
         _check_size(yaml.compose(text, Loader=yaml.SafeLoader))
         value = yaml.safe_load(text)
     except RecursionError:
@@ -111,6 +112,15 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
 
 
 _MOST_YAML, _MOST_VALUES, _DEEPEST = 256 * 1024, 50_000, 50
+
+
+def _check_brackets(text: str) -> None:
+    """Refuse brackets within brackets without end before the parser sees them, whose time grows with their square."""
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if bracket in "[{" else -1))
+        if depth > 4 * _DEEPEST:
+            raise yaml.YAMLError("it is nested too deep")
 
 
 def _check_size(root: yaml.Node | None) -> None:

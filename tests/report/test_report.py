@@ -301,8 +301,8 @@ def test_compare_refuses_what_it_cannot_read(tmp_path):
         compare_reports([tmp_path / "none.json"], out=tmp_path)
     bad = tmp_path / "collapse.json"
     for text, message in (
-        ("{", "not readable as JSON"),
-        ("[]", "a JSON object is expected"),
+        ("{", "is not a collapse report"),
+        ("[]", "is not a collapse report"),
         ('{"schema": "other"}', "not a collapse report"),
         ('{"schema": "deepvit.collapse", "version": 99}', "version 99"),
         ('{"schema": "deepvit.collapse", "version": 1}', "damaged"),
