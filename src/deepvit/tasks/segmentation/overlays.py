@@ -47,7 +47,8 @@ def overlaid(image: Array, mask: Array, palette: Sequence[Sequence[int]]) -> Arr
 
 def mistakes(truth: Array, said: Array, ignore_index: int) -> Array:
     """Where a prediction is wrong: uint8 [H, W, 3]."""
-    result = np.where((truth == said)[..., None], *np.array([RIGHT, WRONG], dtype=np.uint8))
+    right, wrong = np.array([RIGHT, WRONG], dtype=np.uint8)
+    result: Array = np.where((truth == said)[..., None], right, wrong)
     result[truth == ignore_index] = NOTHING
     return result
 
