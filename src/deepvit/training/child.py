@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Collection
-from typing import Any
 
 from deepvit.errors import UserError
-from deepvit.parsing import json_ready
-from deepvit.runs.place import CHILD, place
-
-
-def start(where: str, options: dict[str, Any], given: Collection[str]) -> subprocess.Popen[bytes]:
-    """Start the process of a place (see ``processes.CHILD``); it ends when its standard input is closed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from deepvit.training.child import main; sys.exit(main())"],
-        stdin=subprocess.PIPE,
-        env={**os.environ, CHILD: where, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert process.stdin is not None
-    message = {"options": json_ready(options), "given": sorted(given)}
-    process.stdin.write(json.dumps(message).encode() + b"\n")
-    process.stdin.flush()
-    return process
+from deepvit.runs.place import place
+from deepvit.training.processes import end_with_parent
+from deepvit.training.run import train
 
 
 def main() -> int:
     """Train as the first process says; what it says itself is not said again."""
     message = json.loads(sys.stdin.buffer.readline())
-    from deepvit.training.processes import end_with_parent
-    from deepvit.training.run import train
-
     closed = end_with_parent(sys.stdin.fileno())
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|timm|jsonargparse)(\..*)?$")
     here = place()

@@ -29,12 +29,12 @@ from deepvit.tasks import Settings, Task
 from deepvit.training.build import build_model, native_size
 from deepvit.training.callbacks import RunLog
 from deepvit.training.checkpoints import newest_good
-from deepvit.training.child import start
 from deepvit.training.config import RunOptions, TrainConfig
 from deepvit.training.datamodule import BatchModule
 from deepvit.training.objective import Objective
 from deepvit.training.optim import epochs_of
 from deepvit.training.processes import Team, team
+from deepvit.training.spawning import start
 from deepvit.training.strategy import has_unused
 from deepvit.training.trainee import Trainee
 from deepvit.training.trainer import build_trainer, fit
