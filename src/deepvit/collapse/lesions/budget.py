@@ -13,9 +13,9 @@ from deepvit.collapse.rows import Row
 _MEMORY = 256 * 2**20
 _MOST = 512
 # Fewer images than this say little: rather leave out a kind of lesion.
-FEWEST_IMAGES = 24
+FEWEST_IMAGES = 16
 # Sets of blocks are tried after the single ones, with what is left.
-_SINGLES = 0.75
+_SINGLES = 0.85
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Budget:
     def share(self) -> float:
         """Share of the time for single lesions that is spent; 0 without a limit."""
         return 0.0 if self.seconds is None else min(1.0, self.spent() / (_SINGLES * self.seconds))
+
+    def is_over(self, kind: str) -> bool:
+        """Whether the time for single lesions is spent; the kinds that a verdict rests on are done all the same."""
+        return self.seconds is not None and kind not in FEWEST and self.spent() > _SINGLES * self.seconds
 
     def pace(self, forward: Callable[[int], object], images: int) -> Pace:
         """How long an intact pass takes, from one of a quarter of so many images and one of all."""

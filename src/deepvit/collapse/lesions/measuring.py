@@ -164,6 +164,10 @@ class _Work:
                 self.apart.add(intact)
                 self.intact.take(self.reader, intact, intact, answer, labels, score)
             for trial in list(trials):
+                if budget is not None and not trial.distances and budget.is_over(trial.key):
+                    trials.remove(trial)  # slower than it looked: the rest of the first round is left out
+                    self.found.left_out += [trial.key] if trial.key not in self.found.left_out else []
+                    continue
                 self._try(trial, trials, batch, intact, labels, score)
             end = start + len(part)
             done(max(end / len(numbers), 0.0 if budget is None else budget.share()))
