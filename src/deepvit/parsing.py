@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import types
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,10 @@ def explain(message: str, options: Iterable[Option], positional: Sequence[Option
     unknown = re.search(r"[Uu]nrecognized arguments?: (\S+)", message)
     if unknown and unknown.group(1).startswith("--"):
         near = difflib.get_close_matches(unknown.group(1).lstrip("-"), known, n=2, cutoff=0.5)
+        key = unknown.group(1).lstrip("-")
+        # "--img_size" is meant for the model, and looks like no option of the command.
+        own = "model_args" in known and key in ("img_size", "patch_size", "depth", "embed_dim", "num_heads")
+        near = [f"model.{key}"] if own else near
         rest = f"; did you mean {' or '.join('--' + n for n in near)}?" if near else ""
         return f"unknown option {unknown.group(1)}{rest}"
     if unknown:
@@ -172,15 +178,26 @@ def explain(message: str, options: Iterable[Option], positional: Sequence[Option
     if key and key.group(1) in known:
         value = re.search(r"(?:Given value|Got value): (.*)", message)
         given = f", not {value.group(1).strip()!r}" if value else ""
-        return f"--{key.group(1)} takes {spoken(known[key.group(1)].hint)}{given}"
+        meant = MEANT.get(value.group(1).strip().lower()) if value else None
+        way = f"; say {meant}" if meant in typing.get_args(known[key.group(1)].hint) else ""
+        return f"--{key.group(1)} takes {spoken(known[key.group(1)].hint)}{given}{way}"
     return " ".join(message.split())
+
+
+MEANT = {
+    "fp16": "16",
+    "float16": "16",
+    "half": "16",
+    "bfloat16": "bf16",
+    "fp32": "32",
+    "float32": "32",
+    "full": "32",
+}
+"""Other libraries' words for a value → ours."""
 
 
 def spoken(hint: Any) -> str:
     """A type as a person says it: ``a number``, ``one of auto, 32``, ``a whole number, or nothing``."""
-    import types
-    import typing
-
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, inside))

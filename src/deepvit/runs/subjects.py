@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from deepvit import models
 from deepvit.data import InputSpec
 from deepvit.errors import UserError
+from deepvit.runs import hugging_face
 from deepvit.runs.card import load_deployed
 from deepvit.runs.folder import open_stored, stored_options
+from deepvit.runs.hugging_face import first_line
 from deepvit.runs.inputs import input_of
 from deepvit.tasks import Task
 
@@ -53,7 +53,7 @@ def load_subject(
         spec: a run folder; a checkpoint file (``.pth``, ``.pth.tar``, ``.safetensors``), with ``arch``; a local
             Hugging Face folder or ``hf:NAME``; ``torchvision:NAME``; or a timm name.
         arch: the model that a checkpoint file belongs to; guessed from its shapes for official DeepViT files.
-        model_args: the model's own arguments (timm names and checkpoint files).
+        model_args: the model's own arguments (timm names and checkpoint files; of Hugging Face's only ``img_size``).
         pretrained: published weights for a timm or torchvision name; without, it is an untrained network.
 
     Raises:
@@ -61,19 +61,21 @@ def load_subject(
     """
     arguments = dict(model_args or {})
     path = Path(spec)
+    hub = spec.startswith("hf:") or ((path / "config.json").exists() and not is_run(path))
     own = path.is_dir() or spec.startswith(("hf:", "torchvision:"))
-    for option, given in (("--arch", arch), ("--model.KEY", model_args)):
+    for option, given in (("--arch", arch), ("--model.KEY", model_args if not hub else None)):
         if own and given:
             raise UserError(
                 f"{option} goes with a timm name or a checkpoint file; {spec} says itself what it is"
             )
     if pretrained and (path.exists() or spec.startswith("hf:")):
         raise UserError(f"--pretrained goes with a timm or torchvision name; {spec} has weights of its own")
-    if path.is_dir() or (spec.startswith("hf:")):
-        if (path / "config.yaml").exists() or (path / "model.json").exists():
+    if hub:
+        name = spec.removeprefix("hf:")
+        return from_hugging_face(name, Path(name).is_dir(), arguments)
+    if path.is_dir():
+        if is_run(path):
             return from_run(path)
-        if spec.startswith("hf:") or (path / "config.json").exists():
-            return from_hugging_face(spec.removeprefix("hf:"), local=path.is_dir())
         raise UserError(
             f"{spec} is a folder, but neither a run (model.json) nor a Hugging Face model (config.json)"
         )
@@ -83,9 +85,17 @@ def load_subject(
         return from_checkpoint(path, arch, arguments)
     if arch is not None:
         raise UserError(f"--arch goes with a checkpoint file, and there is no file {spec}")
+    if "/" in spec and ":" not in spec:
+        offer = f"; a model of the hub is hf:{spec}" if spec.count("/") == 1 and spec[0] not in "./" else ""
+        raise UserError(f"there is no file or folder {spec}{offer}")
     model = models.create(spec, pretrained=pretrained, **arguments)
     notes = [] if pretrained else ["the weights are random (untrained): add --pretrained for published ones"]
     return Subject(spec, model, input_of(model, arguments), notes=notes, random=not pretrained)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (path / "config.yaml").exists() or (path / "model.json").exists()
 
 
 def from_run(path: Path) -> Subject:
@@ -136,50 +146,15 @@ def from_torchvision(name: str, pretrained: bool) -> Subject:
     return Subject(f"torchvision:{name}", model, prepared, notes=notes, random=not pretrained)
 
 
-class PixelValues(nn.Module):
-    """A Hugging Face vision model that takes the image tensor as its one argument."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-
-    def forward(self, images: Tensor) -> Any:
-        """``[B, 3, H, W]`` → the model's own output."""
-        return self.model(pixel_values=images)
-
-
-def from_hugging_face(name: str, local: bool) -> Subject:
-    """A Hugging Face model by its hub name or local folder; a classifier where the folder holds one."""
-    try:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
-    except ImportError:
-        raise UserError("Hugging Face models need the extra: pip install 'deepvit[hf]'") from None
-    # The hub's client tells of each try to connect; what came of them is told below in one line.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        classifies = any("ImageClassification" in a for a in config.architectures or [])
-        loader = AutoModelForImageClassification if classifies else AutoModel
-        model = loader.from_pretrained(name)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        where = "the folder" if local else "the hub (is there a network, and is the name right?)"
-        raise UserError(f"hf:{name} cannot be loaded from {where}: {first_line(error)}") from None
-    size = getattr(config, "image_size", 224)
-    size = size if isinstance(size, int) else size[-1]
-    mean, std = [0.5] * 3, [0.5] * 3
-    notes: list[str] = []
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        mean, std = list(processor.image_mean), list(processor.image_std)
-    except (OSError, ValueError, ImportError, AttributeError):
-        notes.append("no image processor was found: mean and std 0.5 are assumed")
-    names = list(config.id2label.values()) if classifies and getattr(config, "id2label", None) else None
-    prepared = InputSpec(size, tuple(mean), tuple(std), "bicubic", 1.0)
-    shown = Path(name).name if local else f"hf:{name}"
-    return Subject(shown, PixelValues(model), prepared, names, notes=notes)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of another library's error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def from_hugging_face(name: str, local: bool, arguments: dict[str, Any]) -> Subject:
+    """A Hugging Face model by its hub name or local folder; of its arguments only the size of the images is the user's."""
+    others = [key for key in arguments if key != "img_size"]
+    if others:
+        raise UserError(
+            f"--model.{others[0]} goes with a timm name or a checkpoint file; of hf:NAME only --model.img_size"
+        )
+    size = arguments.get("img_size")
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise UserError(f"--model.img_size takes a number of pixels, not {size!r}")
+    model, prepared, names, notes = hugging_face.load(name, local, size)
+    return Subject(Path(name).name if local else f"hf:{name}", model, prepared, names, notes=notes)
