@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,5 +48,6 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line of this process, its program by name only."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line of this process, its program by name only, quoted so that it can be typed again."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["deepvit" if program == "__main__.py" else program, *sys.argv[1:]])

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from deepvit.collapse.results import Measurements
 from deepvit.commands.command import Command
@@ -26,6 +24,7 @@ from deepvit.files import write_json
 from deepvit.report import compare_reports, load
 from deepvit.report.differences import warnings
 from deepvit.runs import Run, read_run
+from deepvit.terminal import column_widths, print_table, say
 
 
 @dataclass
@@ -117,10 +116,16 @@ def cells_of(row: dict[str, float | None], task: str | None) -> dict[str, str]:
 def show(result: dict[str, Any]) -> None:
     """Print the table with runs as columns, which fits narrow terminals, and the path of the report."""
     console = Console()
-    table = Table("", *(escape(name) for name in result["runs"]))
-    for column, (heading, digits) in columns_of(result["task"]).items():
-        table.add_row(heading, *(written(row[column], digits) for row in result["runs"].values()))
-    console.print(table)
+    columns = columns_of(result["task"])
+    # Runs as columns fit narrow terminals; many of them do not, and become rows.
+    table = [
+        [heading, *(written(row[column], digits) for row in result["runs"].values())]
+        for column, (heading, digits) in columns.items()
+    ]
+    headings = ["", *result["runs"]]
+    if column_widths([headings, *table], console.width) is None:
+        headings, *table = (list(each) for each in zip(headings, *table, strict=True))
+    print_table(headings, table, console)
     told = result["warnings"]
     if len(result["data"]) > 1 and not any(result["data"][0] in each for each in told):
         told = [
@@ -130,7 +135,7 @@ def show(result: dict[str, Any]) -> None:
     for each in told:
         console.print(each, highlight=False, markup=False)
     if result["report"]:
-        print(f"report: {result['report']}")
+        say(f"report: {result['report']}")
 
 
 COMMAND = Command(

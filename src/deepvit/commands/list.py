@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
-
 from deepvit import cures, data, models, recipes, tasks
 from deepvit.commands.command import Command
 from deepvit.errors import UserError
+from deepvit.terminal import print_table, say
 
 KINDS = ("models", "cures", "recipes", "data", "tasks")
 
@@ -81,16 +78,9 @@ def of_dicts(rows: list[dict[str, str]]) -> Listing:
 
 def show(found: Listing) -> None:
     """Print the list."""
-    console = Console()
-    first, *others = found.headings
-    # The name is what a person types next: it is never cut, the rest folds.
-    name = Column(first, no_wrap=True, min_width=max((len(row[0]) for row in found.rows), default=0))
-    table = Table(name, *(Column(heading, overflow="fold") for heading in others), show_lines=len(others) > 2)
-    for row in found.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    print_table(found.headings, found.rows)
     if found.note:
-        console.print(found.note, highlight=False, markup=False)
+        say(found.note)
 
 
 COMMAND = Command(

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from deepvit.commands.command import Command, value_after
 from deepvit.experiments.grid import study_options
 from deepvit.experiments.study import study, table_of
 from deepvit.options import Option
 from deepvit.parsing import read_yaml, recipe_file
 from deepvit.tasks import DEFAULT
+from deepvit.terminal import print_table
 
 
 def options(words: list[str]) -> tuple[Option, ...]:
@@ -28,17 +26,7 @@ def options(words: list[str]) -> tuple[Option, ...]:
 def show(result: dict[str, Any]) -> None:
     """Print the table and the paths of what was written."""
     headings, rows = table_of(result)
-    console = Console()
-    if console.width >= sum(max(len(r[i]) for r in [headings, *rows]) + 3 for i in range(len(headings))):
-        table = Table(*headings)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    else:  # narrow terminals: a block of lines for each method instead of a table that wraps inside words
-        for row in rows:
-            console.print(row[0], style="bold", highlight=False)
-            for heading, value in zip(headings[1:], row[1:], strict=True):
-                console.print(f"  {heading:<30} {value}", highlight=False)
+    print_table(headings, rows)
     out = Path(result["out"])
     for name, what in (
         ("report.html", "report"),

@@ -34,6 +34,16 @@ def show(run: Run) -> None:
         f"val {figures}; {result['parameters'] / 1e6:.2f} M parameters, "
         f"{result['seconds_per_epoch']:.1f} s an epoch, {clock(run.info['wall_seconds'])} in all"
     )
+    watched = tasks.find(run.task).column()
+    best, deployed = result.get("best_epoch"), result.get("epoch")
+    if best is not None:
+        told = watched.told(result[f"best/{watched.key}"])
+        kept = (
+            f"the weights kept are those of epoch {deployed}" if best != deployed else "its weights are kept"
+        )
+        print(f"best epoch: {best} of {result['epochs']} (val {told}); {kept}")
+    if "verdict" in run.info:
+        print(f"collapse: {run.info['verdict']}")
     print(f"run folder: {run.path}")
     if (run.path / "report.html").exists():
         print(f"collapse report: {run.path / 'report.html'}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import multiprocessing
+import shlex
 import shutil
 import sys
 import time
@@ -40,6 +42,7 @@ from deepvit.training.callbacks import clock
 from deepvit.training.config import FREE_ON_RESUME
 from deepvit.training.guards import DivergedError
 from deepvit.training.run import train
+from deepvit.training.saving import WHOLE
 
 # Growing these keeps the runs that are done.
 _EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs")
@@ -70,15 +73,23 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
     done: dict[Cell, dict[str, Any]] = {}
     started, trained = time.time(), 0
     result: dict[str, Any] = {}
-    for number, (cell, entry, fresh) in enumerate(run_cells(config, grid)):
-        done[cell] = entry
-        trained += fresh
-        # After every run: an interrupted study leaves the table of what it has.
-        result = summarise(config, recipe, done, time.time() - started)
-        write_tables(result, out)
-        if config.train.run.progress and trained and number + 1 < len(grid):
-            left = clock((time.time() - started) / trained * (len(grid) - number - 1))
-            print(f"{number + 1} of {len(grid)} runs done, about {left} left", file=sys.stderr, flush=True)
+    try:
+        for number, (cell, entry, fresh) in enumerate(run_cells(config, grid)):
+            done[cell] = entry
+            trained += fresh
+            # After every run: an interrupted study leaves the table of what it has.
+            result = summarise(config, recipe, done, time.time() - started)
+            write_tables(result, out)
+            if config.train.run.progress and trained and number + 1 < len(grid):
+                left = clock((time.time() - started) / trained * (len(grid) - number - 1))
+                print(
+                    f"{number + 1} of {len(grid)} runs done, about {left} left", file=sys.stderr, flush=True
+                )
+    except (KeyboardInterrupt, SystemExit):
+        # Its own file has every option as it was given, and nothing that would start anew.
+        file = shlex.quote(str(out / "study.yaml"))
+        print(f"the study goes on by: deepvit study {file}", file=sys.stderr, flush=True)
+        raise
     draw_study(result, out)
     write_report(config, done, out, result)
     return result
@@ -161,11 +172,14 @@ def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
         return {**entry, "diverged": (folder / "diverged.txt").read_text()}, False
     fresh = not (folder / "run.json").exists()
     if fresh:
+        part = WHOLE.set(False)
         try:
             train(options.with_options(resume=(folder / "config.yaml").exists()))
         except DivergedError as error:
             write_atomic(folder / "diverged.txt", str(error))
             return {**entry, "diverged": str(error)}, True
+        finally:
+            WHOLE.reset(part)
     run = read_run(folder)
     return {**entry, **row_of(run), "epochs": run.result["epochs"]}, fresh
 
@@ -193,7 +207,7 @@ def summarise(
             groups.append(group)
     return {
         "format": "deepvit-study/1",
-        "recipe": Path(recipe).stem if recipe.endswith(".yaml") else recipe,
+        "recipe": recipe_name(recipe, Path(config.out)),
         "title": config.title,
         "task": config.train.task,
         "data": config.train.data.spec,
@@ -207,6 +221,17 @@ def summarise(
         "jobs": config.jobs,
         "out": str(config.out),
     }
+
+
+def recipe_name(recipe: str, out: Path) -> str:
+    """A recipe's name, or its file's; a study that goes on by its own file keeps the name that it began with."""
+    file = Path(recipe)
+    if file.suffix != ".yaml":
+        return recipe
+    before = out / "study.json"
+    if file.name == "study.yaml" and file.parent.resolve() == out.resolve():
+        return str(json.loads(before.read_text())["recipe"]) if before.exists() else out.resolve().name
+    return file.stem
 
 
 def table_of(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from deepvit.errors import UserError
 
 FOLDER = Path(__file__).parent
+FACTS = ("what", "command", "hardware", "time", "paper", "unknown", "result")
+"""What the head of a recipe may state, each as ``# fact: text``."""
 
 
 def names() -> list[str]:
@@ -33,10 +35,15 @@ def find(name: str) -> Path:
 def header(name: str) -> dict[str, str]:
     """The facts in the comment at the head of a recipe: what it is, command, hardware, time, result."""
     facts: dict[str, str] = {}
+    last = ""
     for line in find(name).read_text().splitlines():
         if not line.startswith("#"):
             break
-        key, colon, value = line.lstrip("# ").partition(":")
-        if colon:
-            facts[key.strip().lower()] = value.strip()
+        text = line.lstrip("# ").strip()
+        key, colon, value = text.partition(":")
+        if colon and key.strip().lower() in FACTS:
+            last = key.strip().lower()
+            facts[last] = value.strip()
+        elif last:  # a fact over several lines
+            facts[last] += f" {text}"
     return facts

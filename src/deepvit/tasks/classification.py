@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -23,6 +20,7 @@ from deepvit.data.transforms import transform_of
 from deepvit.errors import UserError
 from deepvit.losses import PatchMix
 from deepvit.tasks.task import Column, Criterion, Fitting, Mixed, Settings, Task
+from deepvit.terminal import print_table, say
 
 WORST = 20
 """Classes shown in the terminal, from the worst on."""
@@ -222,15 +220,10 @@ class Classification(Task):
     @classmethod
     def show_detail(cls, result: Mapping[str, Any]) -> None:
         """The classes from worst to best."""
-        console = Console()
-        table = Table("class", "accuracy %")
-        for name, value in sorted(result["per_class"].items(), key=lambda item: item[1])[:WORST]:
-            table.add_row(Text(name), f"{value:.2f}")
-        console.print(table)
+        worst = sorted(result["per_class"].items(), key=lambda item: item[1])[:WORST]
+        print_table(["class", "accuracy %"], [[name, f"{value:.2f}"] for name, value in worst])
         if len(result["per_class"]) > WORST:
-            console.print(
-                f"the {WORST} worst of {len(result['per_class'])} classes; all are in the JSON of --out"
-            )
+            say(f"the {WORST} worst of {len(result['per_class'])} classes; all are in the JSON of --out")
 
     def predict(
         self,

@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 
 from deepvit.files import atomic_path, write_atomic
 from deepvit.tasks import Column
+from deepvit.terminal import say
+from deepvit.training.in_force import write_hparams
 from deepvit.training.trainee import Trainee
 
 
 class Progressing(Callback):
-    """One bar over all steps of the run with the time left; without a terminal, one line an epoch."""
+    """A line an epoch; in a terminal, below them one bar over all steps of the run with the time left."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
@@ -36,13 +38,11 @@ class Progressing(Callback):
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=None), TextColumn("{task.percentage:3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[state]}"), console=self.console, refresh_per_second=4, transient=True,
+            console=self.console, refresh_per_second=4, transient=True,
         )  # fmt: skip
         total = (trainer.max_epochs or 1) * int(trainer.num_training_batches)
         done = trainer.current_epoch * int(trainer.num_training_batches)
-        self.task = self.bar.add_task(
-            "train", total=total, completed=done, state="", epoch=self._epoch(trainer)
-        )
+        self.task = self.bar.add_task("train", total=total, completed=done, epoch=self._epoch(trainer))
         self.bar.start()
 
     def _epoch(self, trainer: lightning.Trainer) -> str:
@@ -54,20 +54,17 @@ class Progressing(Callback):
             self.bar.update(self.task, advance=1, epoch=self._epoch(trainer))
 
     def show(self, trainer: lightning.Trainer, row: dict[str, Any], watched: Column) -> None:
-        """Show the finished epoch: in the bar, or as a line that says how long the rest will take."""
+        """A line for the finished epoch, which stays; without a bar it also says how long the rest will take."""
         if not (self.enabled and trainer.is_global_zero):
             return
         self.seconds.append(row["seconds"] + row.get("val_seconds", 0.0))
         state = f"loss {row['train/loss']:.3f}  val {watched.told(row[f'val/{watched.key}'])}"
+        line = f"epoch {row['epoch']}/{trainer.max_epochs}  {state}  {row['seconds']:.1f} s"
         if self.bar is not None:
-            self.bar.update(self.task, state=state)
+            say(line, self.bar.console)  # the bar moves down
             return
         left = sum(self.seconds[-5:]) / len(self.seconds[-5:]) * ((trainer.max_epochs or 1) - row["epoch"])
-        print(
-            f"epoch {row['epoch']}/{trainer.max_epochs}  {state}  {row['seconds']:.1f} s  left {clock(left)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"{line}  left {clock(left)}", file=sys.stderr, flush=True)
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
         """Close the bar, however training ended."""
@@ -95,6 +92,7 @@ class RunLog(Callback):
         self.log_every = log_every
         self.progress = progress
         self.rows: list[dict[str, Any]] = []
+        self.in_force: dict[str, Any] = {}
         self._train_seconds = self._val_seconds = 0.0
         self._terms: dict[str, list[float]] = {}
         self._start = time.perf_counter()
@@ -111,6 +109,9 @@ class RunLog(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Take over the rows of the epochs that are done."""
         self.read(trainer.current_epoch)
+        if trainer.is_global_zero and self.in_force:
+            options = {**module.config.options(), "in_force": self.in_force}
+            write_hparams(trainer, options, f"val/{module.problem.watch}")
         self._start = time.perf_counter() - self._elapsed
 
     def read(self, epochs: int) -> None:

@@ -1,7 +1,8 @@
 """The one schema of training options: command line, YAML and Python call are all read from these dataclasses.
 
 They are nested by what belongs together; who types an option sees one flat list (``deepvit.options``). The options of
-``RunOptions`` are exactly those that may change when a run goes on: none of them changes the weights that come out.
+``RunOptions`` are exactly those that may change when a run goes on: none of them changes the weights that come out. The
+one exception is ``LENGTHENS``.
 """
 
 from __future__ import annotations
@@ -313,21 +314,32 @@ class TrainConfig:
         before = stored.options()
         for name, mine in self.options().items():
             if name in chosen and name not in FREE_ON_RESUME and mine != before.get(name):
+                if name == LENGTHENS and stored.optim.iterations is None:
+                    if mine > before[name]:
+                        continue
+                    raise UserError(
+                        f"--resume can make a run of {name}={before[name]} longer, not {mine}: leave it out"
+                    )
                 raise UserError(
                     f"--resume goes on with {name}={before.get(name)!r} as the run was started, not {mine!r}: "
                     "leave it out, or start another run with --out"
                 )
 
-    def continuing(self, stored: TrainConfig, out: str) -> TrainConfig:
-        """The options of a run that goes on: ``stored``, with everything of ``RunOptions`` as it is asked for now."""
+    def continuing(self, stored: TrainConfig, out: str, chosen: Collection[str]) -> TrainConfig:
+        """The options of a run that goes on: ``stored``, with everything of ``RunOptions`` as it is asked for now.
+
+        ``chosen`` as in ``check_continues``.
+        """
         mine = self.options()
-        return stored.with_options(
-            **{**{name: mine[name] for name in FREE_ON_RESUME}, "out": out, "resume": True}
-        )
+        changed = {name: mine[name] for name in (*FREE_ON_RESUME, *({LENGTHENS} & set(chosen)))}
+        return stored.with_options(**{**changed, "out": out, "resume": True})
 
 
 FREE_ON_RESUME = frozenset(option.name for option in options_of(RunOptions))
 """Names of the options that may differ between a run and its continuation: those of ``RunOptions``, and no others."""
+LENGTHENS = "epochs"
+"""The option that a continuation may raise, also of a run that has ended: from the present step on the learning rate then
+follows the schedule of the new number of epochs, so the weights are not those of a run of that length from its start."""
 
 
 def at_least(name: str, value: float | None, least: float) -> None:

@@ -88,7 +88,7 @@ def build_schedule(
     The result is timm's scheduler: ``step_update(number of steps done)`` sets the rate of the next step and
     honours each group's ``lr_scale`` (layer-wise decay).
     """
-    total = max(config.iterations or config.epochs * steps_per_epoch, 1)
+    total = schedule_steps(config, steps_per_epoch)
     common = {
         "t_initial": total,
         "lr_min": config.min_lr,
@@ -99,6 +99,11 @@ def build_schedule(
     if config.schedule == "poly":
         return PolyLRScheduler(optimizer, power=1.0, **common)
     return CosineLRScheduler(optimizer, **common)
+
+
+def schedule_steps(config: OptimOptions, steps_per_epoch: int) -> int:
+    """Steps of the optimizer from the first to the end of the schedule; those of the cool-down come after it."""
+    return max(config.iterations or config.epochs * steps_per_epoch, 1)
 
 
 def epochs_of(config: OptimOptions, steps_per_epoch: int) -> int:

@@ -26,11 +26,13 @@ from deepvit.runs.card import ModelCard, save_deployed
 from deepvit.runs.folder import Run, check_folder, clear_folder, read_run
 from deepvit.runs.lock import writing
 from deepvit.tasks import Settings, Task
+from deepvit.terminal import say
 from deepvit.training.build import build_model, native_size
 from deepvit.training.callbacks import RunLog
 from deepvit.training.checkpoints import newest_good
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
+from deepvit.training.in_force import in_force
 from deepvit.training.objective import Objective
 from deepvit.training.optim import epochs_of
 from deepvit.training.trainee import Trainee
@@ -73,9 +75,12 @@ def train(config: TrainConfig | None = None, *, given: Collection[str] | None = 
     if config.run.resume:
         stored = stored or TrainConfig.from_yaml(out / "config.yaml")
         config.check_continues(stored, chosen)
+        config = config.continuing(stored, str(out), chosen)
         if (out / "run.json").exists():
-            return read_run(out)
-        config = config.continuing(stored, str(out))
+            if config.optim.epochs == stored.optim.epochs:
+                return read_run(out)
+            if newest_good(out / "checkpoints")[0] is None:
+                raise UserError(f"{out} has no checkpoint to go on from: train anew with --out")
     return _train(config, out)
 
 
@@ -136,6 +141,7 @@ def _train(config: TrainConfig, out: Path) -> Run:
     trainer, progress = build_trainer(config, out)
     steps, images_per_step = steps_of(loaders, trainer, config)
     trainer.fit_loop.max_epochs = epochs_of(config.optim, steps)
+    progress.in_force = in_force(config, card, loaders, trainer, steps, images_per_step)
     if config.optim.grad_checkpointing:
         checkpoint_blocks(parts.problem.backbone(parts.network))
     module = Trainee(
@@ -151,6 +157,7 @@ def _train(config: TrainConfig, out: Path) -> Run:
                 print(line, file=sys.stderr, flush=True)
             if config.run.overwrite:
                 clear_folder(out)
+            (out / "run.json").unlink(missing_ok=True)  # a run made longer has not ended
             write_atomic(out / "config.yaml", config.to_yaml(), durable=True)
         announce(config, out, parts.network, card, loaders, trainer)
         fit(trainer, module, BatchModule(loaders), resumed, out)
@@ -224,10 +231,11 @@ def announce(
         f"{card.arch} ({parameters:.2f} M parameters) on {loaders.data.spec}: {len(loaders.train_set):,} training and "
         f"{len(loaders.val_set):,} validation images of {card.input.width}×{card.input.height}, {card.problem.told_facts()}"
     )
-    if chosen:
-        text += "; chosen for these images: " + ", ".join(f"--model.{k} {v}" for k, v in chosen.items())
-    lines = [text, *loaders.account(), f"run folder: {out}"]
-    Console(stderr=True).print("\n".join(lines), highlight=False, markup=False)
+    console = Console(stderr=True)
+    console.print("\n".join([text, *loaders.account()]), highlight=False, markup=False)
+    if chosen:  # as it would be typed, so on one line
+        say("chosen for these images: " + " ".join(f"--model.{k} {v}" for k, v in chosen.items()), console)
+    say(f"run folder: {out}", console)
 
 
 def record(
@@ -245,6 +253,7 @@ def record(
         **{name: float(deployed[name]) for c in problem.columns if (name := f"val/{c.key}") in deployed},
         "epoch": int(deployed["epoch"]),
         f"best/{watched.key}": best,
+        "best_epoch": int(rows[values.index(best)]["epoch"]),
         f"last/{watched.key}": values[-1],
         "seconds_per_epoch": times[len(times) // 2],
         "parameters": sum(p.numel() for p in module.model.parameters()),
@@ -263,6 +272,7 @@ def record(
         "hardware": hardware(),
         "wall_seconds": seconds,
         "unreadable": unreadable,
+        "in_force": log.in_force,
         "result": result,
     }
 
@@ -285,7 +295,7 @@ def diagnose_run(
 
     card, loaders = parts.card, parts.loaders
     try:
-        diagnose(
+        report = diagnose(
             network,
             loaders.val_loader_for(config.result.diagnose_images),
             out=out,
@@ -301,8 +311,9 @@ def diagnose_run(
                 "run": described(config, card, loaders, info, rows),
             },
         )
+        info["verdict"] = report.verdict.headline
     except UserError as error:
-        Console(stderr=True).print(f"no collapse report: {error}", highlight=False, markup=False)
+        say(f"no collapse report: {error}", Console(stderr=True))
 
 
 def described(

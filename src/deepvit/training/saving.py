@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -136,6 +138,15 @@ def agreed(trainer: lightning.Trainer, value: float) -> float:
     return float(reduced)
 
 
+WHOLE: ContextVar[bool] = ContextVar("whole", default=True)
+"""Whether a run stands by itself; of one that is part of a study, the study says how to go on."""
+
+
+def way_on(out: Path) -> str:
+    """The command that goes on with a run, as a sentence behind what was said; nothing within a study."""
+    return f" Go on by: deepvit train --resume --out {shlex.quote(str(out))}" if WHOLE.get() else ""
+
+
 def stop(number: int, out: Path) -> None:
     """End as a signal asked, saying how to go on: the run is saved.
 
@@ -144,9 +155,7 @@ def stop(number: int, out: Path) -> None:
         Stopped: for SIGTERM and SIGUSR1.
     """
     name = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
-    print(
-        f"{name}; the run is saved. Go on by: deepvit train --resume --out {out}", file=sys.stderr, flush=True
-    )
+    print(f"{name}; the run is saved.{way_on(out)}", file=sys.stderr, flush=True)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Stopped(AGAIN if number == signal.SIGUSR1 else 128 + number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,20 @@ class Trainee(lightning.LightningModule):
         pending = checkpoint.get("pending", {"sums": {}, "count": 0, "left_out": 0})
         self._sums = {name: value.to(self.device) for name, value in pending["sums"].items()}
         self._count, self.guard.skipped = pending["count"], pending["left_out"]
+        # The schedule is a function of the options and the number of steps; timm's state would bring back the length
+        # that the run had before it was made longer.
+        checkpoint["lr_schedulers"] = []
+
+    def on_train_start(self) -> None:
+        """Put a run that goes on at its place in the schedule, and say so where that changed."""
+        if not self.global_step:
+            return
+        group = self.optimizers(use_pl_optimizer=False).param_groups[0]  # type: ignore[union-attr]
+        before = group["lr"]
+        self.lr_schedulers().step_update(num_updates=self.global_step)  # type: ignore[union-attr]
+        if not math.isclose(before, group["lr"], rel_tol=1e-9) and self.global_rank == 0:
+            print(
+                f"from step {self.global_step} on the learning rate follows the schedule of {self.config.optim.epochs} "
+                f"epochs: {group['lr']:.2e} here instead of {before:.2e}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip

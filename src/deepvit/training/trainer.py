@@ -21,7 +21,7 @@ from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.checkpoints import SafeCheckpoints
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
-from deepvit.training.saving import Ended, Saving, listen, stop
+from deepvit.training.saving import Ended, Saving, listen, stop, way_on
 from deepvit.training.trainee import Trainee
 
 
@@ -110,7 +110,7 @@ def fit(
             said = (
                 "what was saved last is kept" if checkpoint or saving.path.exists() else "nothing was saved"
             )
-            print(f"interrupted; {said}. Go on by: deepvit train --resume --out {out}", file=sys.stderr)
+            print(f"interrupted; {said}.{way_on(out)}", file=sys.stderr)
             raise KeyboardInterrupt from None
 
 

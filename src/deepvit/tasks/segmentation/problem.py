@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
@@ -30,6 +27,7 @@ from deepvit.tasks.segmentation.inference import logits_of
 from deepvit.tasks.segmentation.network import SegmentationNetwork
 from deepvit.tasks.segmentation.patches import by_mask
 from deepvit.tasks.task import Column, Criterion, Fitting, Settings, Task
+from deepvit.terminal import print_table, say
 
 CHANNELS, SMALL_CHANNELS = 512, 64
 SHOWN = 4
@@ -248,18 +246,15 @@ class Segmentation(Task):
     @classmethod
     def show_detail(cls, result: Mapping[str, Any]) -> None:
         """The classes from worst to best, and those that are left out."""
-        table = Table("class", "IoU %", "accuracy %")
         rows = {name: row for name, row in result["per_class"].items() if row["iou"] is not None}
+        table = []
         for name, row in sorted(rows.items(), key=lambda item: item[1]["iou"]):
             accuracy = row["accuracy"]
-            table.add_row(Text(name), f"{row['iou']:.2f}", "–" if accuracy is None else f"{accuracy:.2f}")
-        console = Console()
-        console.print(table)
+            table.append([name, f"{row['iou']:.2f}", "–" if accuracy is None else f"{accuracy:.2f}"])
+        print_table(["class", "IoU %", "accuracy %"], table)
         if result["left_out"]:
-            console.print(
-                f"left out of the means, as neither truth nor prediction has them: {', '.join(result['left_out'])}",
-                highlight=False, markup=False,
-            )  # fmt: skip
+            left_out = ", ".join(result["left_out"])
+            say(f"left out of the means, as neither truth nor prediction has them: {left_out}")
 
     @classmethod
     def draw(cls, result: Mapping[str, Any], stem: Path) -> list[Path]:
