@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deepvit import losses as losses
     from deepvit.benchmarking.run import benchmark as benchmark
     from deepvit.capturing import capture as capture
+    from deepvit.collapse.probe import CollapseProbe as CollapseProbe
     from deepvit.commands.check_data import check_data as check_data
     from deepvit.commands.compare import compare as compare
     from deepvit.commands.diagnose import diagnose as diagnose
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from deepvit.models import load_official as load_official
     from deepvit.runs import load_deployed as load_deployed
     from deepvit.training import train as train
+    from deepvit.training.hf_monitor import CollapseTrainerCallback as CollapseTrainerCallback
     from deepvit.training.monitor import CollapseMonitor as CollapseMonitor
 
 __version__ = "0.1.0"
@@ -37,6 +39,8 @@ __version__ = "0.1.0"
 # Public name → module that holds it; a name without a colon is a module of the package.
 _PUBLIC = {
     "CollapseMonitor": "deepvit.training.monitor",
+    "CollapseProbe": "deepvit.collapse.probe",
+    "CollapseTrainerCallback": "deepvit.training.hf_monitor",
     "ReAttention": "deepvit.layers",
     "benchmark": "deepvit.benchmarking.run",
     "capture": "deepvit.capturing",

@@ -1,6 +1,7 @@
 """The monitor: in three lines of any loop, and as a Lightning callback."""
 
 import warnings
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +14,7 @@ from deepvit.collapse import CollapseProbe
 from deepvit.collapse.probe import LOGGED, CollapseWarning
 from deepvit.errors import UserError
 from deepvit.report import diagnose
+from deepvit.training.monitor import network_in
 
 
 def test_three_lines_in_any_loop():
@@ -161,3 +163,84 @@ def test_accumulated_batches_are_one_step_and_the_first_batch_serves_as_probe():
 def test_an_unknown_attribute_is_named():
     with pytest.raises(UserError, match="model_attribute='network'"):
         fit(Module(), deepvit.CollapseMonitor(images(2), model_attribute="network"))
+
+
+@pytest.mark.parametrize("attribute", ["net", "vit"])
+def test_the_network_is_found_under_any_name(attribute):
+    rows, _ = fit(Module(attribute), deepvit.CollapseMonitor(images(4), every_n_steps=8))
+    assert [step for step, _ in rows] == [0]
+
+
+def test_the_network_is_found_beside_others_and_through_wrappers():
+    holder = torch.nn.Module()
+    net = network(depth=2, start=9)
+    holder.loss, holder.head, holder.plain = (
+        torch.nn.Linear(4, 4),
+        torch.nn.Identity(),
+        torch.nn.Conv2d(3, 4, 2),
+    )
+    holder.net = torch.compile(net)
+    training = [part.training for part in holder.modules()]
+    assert network_in(holder, images(2)) is net
+    assert [part.training for part in holder.modules()] == training
+    holder.net = torch.nn.DataParallel(net)
+    assert network_in(holder, images(2)) is net
+    holder.teacher = network(depth=2, start=9)
+    with pytest.raises(UserError, match=r"several networks with attention \(net, teacher\)"):
+        network_in(holder, images(2))
+    holder.model = network(depth=2, start=9)
+    assert network_in(holder, images(2)) is holder.model
+    assert network_in(net, images(2)) is net
+    with pytest.raises(UserError, match=r"no network .*its parts: 0, 1"):
+        network_in(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()), images(2))
+
+
+VIT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+       "patch_size": 4, "num_labels": 3}  # fmt: skip
+
+
+def test_hugging_faces_callbacks_call_it():
+    """Through transformers' own handler, which is what its Trainer drives."""
+    from transformers import TrainerControl, TrainerState, ViTConfig, ViTForImageClassification
+    from transformers.trainer_callback import CallbackHandler
+
+    logged, state = [], TrainerState(is_world_process_zero=True)
+    trainer = SimpleNamespace(
+        model=ViTForImageClassification(ViTConfig(**VIT)).train(),
+        log=lambda numbers: logged.append((state.global_step, numbers)),
+    )
+    callback = deepvit.CollapseTrainerCallback(trainer, torch.randn(4, 3, 16, 16), every_n_steps=2)
+    handler = CallbackHandler([callback], trainer.model, None, None, None)
+    handler.on_train_begin(None, state, TrainerControl())
+    for step in range(1, 5):
+        state.global_step = step
+        handler.on_step_end(None, state, TrainerControl())
+    assert [step for step, _ in logged] == [0, 2, 4]
+    assert all("collapse/entropy/deep" in numbers for _, numbers in logged)
+    assert trainer.model.training
+    assert callback.verdict is not None
+    state.is_world_process_zero = False
+    handler.on_step_end(None, state, TrainerControl())
+    assert len(logged) == 3
+
+
+def test_hugging_faces_trainer_logs_it(tmp_path):
+    hf = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    model = hf.ViTForImageClassification(hf.ViTConfig(**VIT))
+    data = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 3} for i in range(8)]
+    options = hf.TrainingArguments(str(tmp_path), max_steps=4, per_device_train_batch_size=2, use_cpu=True, report_to=[],
+                                   disable_tqdm=True, save_strategy="no", logging_strategy="no")  # fmt: skip
+    trainer = hf.Trainer(model, options, train_dataset=data)
+    trainer.add_callback(deepvit.CollapseTrainerCallback(trainer, torch.randn(4, 3, 16, 16), every_n_steps=2))
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "collapse/entropy/deep" in row]
+    assert [row["step"] for row in rows] == [0, 2, 4]
+
+
+def test_a_trainer_of_text_is_refused():
+    from transformers import BertConfig, BertModel
+
+    text = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9))
+    with pytest.raises(UserError, match="no part that takes images"):
+        deepvit.CollapseTrainerCallback(SimpleNamespace(model=text), torch.randn(4, 3, 16, 16))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal
 
 from torch import Tensor
@@ -104,7 +105,7 @@ class Skipped:
     reason: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Seen:
     """Everything captured. Tensors are those of the latest forward pass, detached, on the model's device.
 
@@ -131,6 +132,69 @@ class Seen:
     image_size: tuple[int, int] | None = None  # (height, width) in pixels
     forwards: int = 0
     notes: list[str] = field(default_factory=list)  # e.g. that the model was in training mode
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _repr_html_(self) -> str:
+        """The same three lines, and a table of the blocks."""
+        told = "<br>".join(escape(line.strip()) for line in self._lines())
+        kinds = {"attention": self.attention, "tokens": self.tokens}
+        rows = [
+            f"<tr><td>{escape(key)}</td><td>{kind}</td><td>{'×'.join(map(str, tensor.shape))}</td>"
+            f"<td>{escape(self._meaning(kind, key))}</td></tr>"
+            for kind, tensors in kinds.items()
+            for key, tensor in tensors.items()
+        ]
+        head = "<tr><th>block</th><th>kind</th><th>shape</th><th>what it is</th></tr>"
+        return f"<div>{told}<table>{head}{''.join(rows)}</table></div>"
+
+    def _lines(self) -> list[str]:
+        """What was captured, of which shapes, and how far it is verified: three lines."""
+        if not self.forwards:
+            return [
+                "Seen: nothing yet",
+                "  call the model inside `with capture(model) as seen:`",
+                "  no checks",
+            ]
+        size = "" if self.image_size is None else " of {}×{}".format(*self.image_size)
+        names = f" ({self.blocks[0]} to {self.blocks[-1]})" if len(self.blocks) > 1 else ""
+        first = f"Seen: {_counted(len(self.blocks), 'attention block')}{names}, {_counted(self.images, 'image')}{size}"
+        kept = [
+            f"{name} {_shapes(tensors)}"
+            for name in ("attention", "softmax", "tokens", "queries", "keys", "values")
+            if (tensors := getattr(self, name))
+        ]
+        bad = [check.key for check in self.checks.values() if not check.passed]
+        checked = f"{len(self.checks) - len(bad)} of {_counted(len(self.checks), 'check')} passed"
+        if not self.checks:
+            checked = "no checks"
+        elif bad:
+            checked += f" (not {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''})"
+        more = [
+            _counted(len(each), word)
+            for word, each in (("skipped", self.skipped), ("note", self.notes))
+            if each
+        ]
+        return [first, f"  {', '.join(kept) or 'nothing kept'}", f"  {'; '.join([checked, *more])}"]
+
+    def _meaning(self, kind: str, key: str) -> str:
+        if kind == "tokens":
+            layout = self.token_layout.get(key)
+            return "" if layout is None else layout.read_from
+        return self.layout[key].measured if key in self.layout else ""
+
+
+def _counted(count: int, word: str) -> str:
+    """``1 image``, ``2 images``; ``skipped`` has no plural."""
+    return f"{count:,} {word}{'' if count == 1 or word == 'skipped' else 's'}"
+
+
+def _shapes(tensors: dict[str, Tensor]) -> str:
+    """``12 × [2, 3, 65, 65]``, or of several shapes the first and the last."""
+    shapes = list(dict.fromkeys(tuple(tensor.shape) for tensor in tensors.values()))
+    told = [str(list(shape)) for shape in (shapes if len(shapes) < 3 else (shapes[0], shapes[-1]))]
+    return f"{len(tensors)} × {(' and ' if len(shapes) == 2 else ' to ').join(told)}"
 
 
 # A consumer is called as soon as its tensor exists, in order of execution, and nothing is kept. The attention

@@ -8,7 +8,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
+from deepvit.capturing import attention_blocks
 from deepvit.collapse.probe import CollapseProbe
+from deepvit.collapse.stream import evaluating
 from deepvit.errors import UserError
 from deepvit.report.spoken import SpokenVerdict, speak
 
@@ -28,10 +30,11 @@ class CollapseMonitor(pl.Callback):
         every_n_steps: optimizer steps between measurements; also measured before the first step.
         blocks: blocks to measure, as in ``"last:6"``; ``None`` is all.
         attention_images: how many of the images attention is measured on; tokens on all.
-        model_attribute: name of the network in the LightningModule; "" is the module itself.
+        model_attribute: name of the network in the LightningModule; "" is the module itself. By default it is found: the
+            one part of the module that takes the images and has attention over tokens.
 
     Raises:
-        UserError: ``every_n_steps`` below 1, or the module has no such attribute.
+        UserError: ``every_n_steps`` below 1, the module has no such attribute, no network of this kind or several.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class CollapseMonitor(pl.Callback):
         every_n_steps: int = 500,
         blocks: str | int | Sequence[int] | None = None,
         attention_images: int = 8,
-        model_attribute: str = "model",
+        model_attribute: str | None = None,
     ) -> None:
         super().__init__()
         if every_n_steps < 1:
@@ -66,23 +69,68 @@ class CollapseMonitor(pl.Callback):
         if self.probe is None:
             images = self.probe_images if self.probe_images is not None else _images_of(batch)
             self.probe = CollapseProbe(
-                self._network(pl_module), images, 1, self.blocks, attention_images=self.attention_images
+                self._network(pl_module, images), images, 1, self.blocks, self.attention_images
             )
         numbers = self.probe.measure(step)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=step)
 
-    def _network(self, module: pl.LightningModule) -> nn.Module:
+    def _network(self, module: pl.LightningModule, images: Tensor) -> nn.Module:
+        if self.model_attribute is None:
+            return network_in(module, images.to(module.device))
         network = getattr(module, self.model_attribute, None) if self.model_attribute else module
         if not isinstance(network, nn.Module):
             raise UserError(
                 f"model_attribute={self.model_attribute!r}: {type(module).__name__} has no such network; "
                 "name the attribute that holds it"
             )
-        # torch.compile wraps the network; what it wraps runs in Python and shares its parameters.
-        original = getattr(network, "_orig_mod", network)
-        assert isinstance(original, nn.Module)
-        return original
+        return unwrapped(network)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """What ``torch.compile`` and data-parallel wrappers hold: it runs in Python and shares their parameters."""
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if inner is None and isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+def network_in(module: nn.Module, images: Tensor) -> nn.Module:
+    """The network in a LightningModule: ``model`` if it is one, else the one part with attention that takes the images.
+
+    Raises:
+        UserError: there is none, or there are several, which are named.
+    """
+    parts = {name: unwrapped(part) for name, part in module.named_children()}
+    found = {name: part for name, part in parts.items() if sees(part, images)}
+    if "model" in found or len(found) == 1:
+        return found["model"] if "model" in found else next(iter(found.values()))
+    if found:
+        raise UserError(
+            f"{type(module).__name__} holds several networks with attention ({', '.join(found)}): say which by "
+            "model_attribute"
+        )
+    if sees(module, images):
+        return module
+    raise UserError(
+        f"{type(module).__name__} holds no network that takes the images and has attention over tokens (its parts: "
+        f"{', '.join(parts) or 'none'}): say where it is by model_attribute"
+    )
+
+
+def sees(part: nn.Module, images: Tensor) -> bool:
+    """Whether a part is a network of images with attention, by one forward pass that leaves it as it was."""
+    parameter = next((p for p in part.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return False
+    try:
+        with evaluating(part):
+            return bool(attention_blocks(part, images[:1].to(parameter.device, parameter.dtype)))
+    except Exception:  # whatever a part says that takes something else than images
+        return False
 
 
 def _images_of(batch: Any) -> Tensor:
