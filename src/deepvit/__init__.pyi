@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from torch import nn
 
+from deepvit.collapse.lesions.score import Score
 from deepvit.experiments.grid import StudyConfig
 from deepvit.report import Report
 from deepvit.report.sections import Section

@@ -32,7 +32,8 @@ from typing import Any, Literal, TypedDict
 from torch import nn
 
 '''
-TYPED = """from deepvit.experiments.grid import StudyConfig
+TYPED = """from deepvit.collapse.lesions.score import Score
+from deepvit.experiments.grid import StudyConfig
 from deepvit.report import Report
 from deepvit.report.sections import Section
 from deepvit.runs import Run
