@@ -41,7 +41,7 @@ def test_classes_go_by_their_names(network, expected):
 
 def test_a_classifier_is_scored_by_its_tasks_own_meter():
     score = score_of(find("classification")({"class_names": ["a", "b", "c"]}))
-    assert (score.name, score.key) == ("accuracy", "top1")
+    assert (score.name, score.key) == ("top-1 accuracy", "top1")
     meter = score.meter()
     meter.update(torch.eye(3), torch.tensor([0, 1, 0]))
     assert meter.compute()[score.key] == pytest.approx(200 / 3)

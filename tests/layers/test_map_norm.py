@@ -17,7 +17,7 @@ from deepvit import capture
 from deepvit.cures.reattention import GatedReAttention
 from deepvit.errors import UserError
 from deepvit.layers import ReAttention
-from deepvit.losses.attention import head_mix
+from deepvit.losses.attention_inputs import head_mix
 
 HEADS, WIDTH, TOKENS = 3, 8, 9
 BACKENDS = ["reference", "streaming", "native", "auto"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepvit.collapse.metrics import ColumnSample, sample_columns
+from deepvit.collapse.metrics.spectrum import ROWS
 from deepvit.collapse.rows import Row
 
 # Columns x queries of one head's map that are compared across blocks: all of them up to 256 tokens.
@@ -32,7 +33,7 @@ class Plan:
     attention_every: int = 1
     rank_every: int = 1
     patch_limit: int = 256
-    rank_rows: int = 128
+    rank_rows: int = ROWS
     alignment_tokens: int = 1024
     alignment_per_image: int = 16
     attention_chunk: int = 8

@@ -86,6 +86,7 @@ def diagnose(
         raise UserError("--data is needed: a folder or .tar of images, digits, torch/cifar10, ...")
     if isinstance(data, Iterable) and not isinstance(data, str):
         loader, class_names, facts = data, network.class_names, {}
+        labelled = True
     else:
         pictures, names = pictures_of(spec, network if data is None else None)
         chosen = evenly_spaced(len(pictures), images)
@@ -94,13 +95,14 @@ def diagnose(
         )
         loader = Relabelled(images_read, names, network.class_names)
         class_names, facts = loader.names, {"data": spec}
+        labelled = len(pictures) > 0 and isinstance(pictures.target(0), int) and pictures.target(0) >= 0
     if isinstance(model, str):
         facts |= train_facts(model, spec, arch, model_args, pretrained)
     if network.random:
         facts["weights"] = "random"
     known = {
         "name": network.name, "class_names": class_names, "normalize": (network.input.mean, network.input.std),
-        "notes": network.notes, "score": network.score,
+        "notes": network.notes, "score": network.score if labelled else None,
     }  # fmt: skip
     facts |= measuring.pop("provenance", None) or {}
     try:

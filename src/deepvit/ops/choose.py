@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from deepvit.errors import UserError
-from deepvit.ops import native
+from deepvit.ops import native, reference, streaming
 
-BACKENDS: dict[str, str | ModuleType] = {
-    "reference": "deepvit.ops.reference",
-    "streaming": "deepvit.ops.streaming",
-    "native": "deepvit.ops.native",
-    "triton": "deepvit.ops.triton_backend",
-}
-"""Every backend: name → its module, or where that is (it is imported when it is asked for); ``auto`` chooses among them."""
+BACKENDS: dict[str, Any] = {"reference": reference, "streaming": streaming, "native": native, "triton": None}
+"""Every backend: name → its module; ``auto`` chooses among them. Triton's is imported when it is asked for."""
 
 
 def register_backend(module: Any) -> None:
@@ -32,8 +25,11 @@ def register_backend(module: Any) -> None:
 
 def backend_module(name: str) -> Any:
     """The module of a backend: ``NAME``, ``why_not`` and ``core`` (or, for reference, ``reattention``)."""
-    module = BACKENDS[name]
-    return importlib.import_module(module) if isinstance(module, str) else module
+    if name == "triton":  # a statement, which torch.compile follows, and not importlib, which it does not
+        from deepvit.ops import triton_backend
+
+        return triton_backend
+    return BACKENDS[name]
 
 
 def choose_backend(q: Tensor, dropout_p: float = 0.0, backend: str = "auto") -> str:

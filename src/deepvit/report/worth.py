@@ -67,7 +67,7 @@ def shade(value: float, found: Lesions, most: float) -> float:
     line = IDLE * scale(found)
     if value <= line:
         return 0.0
-    if most <= line:
+    if most <= line or line <= 0:  # no lesion is told from nothing, or nothing is the scale of the answer
         return 1.0
     return round(0.15 + 0.85 * min(1.0, math.log(value / line) / math.log(most / line)), 4)
 

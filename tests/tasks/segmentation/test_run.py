@@ -68,7 +68,7 @@ def test_the_report_shows_examples_classes_and_confusion(run):
     text = (run.path / "report.html").read_text()
     for words in ("What it says", "Class by class", "Confusion", "digit 7"):
         assert words in text, words
-    assert text.index("Patches alike") < text.index("Attention like the block before")
+    assert text.index("<h3>Patches alike") < text.index("<h3>Attention like the block before")
     assert text.count("data:image/png;base64,") == 5  # four validation images, the matrix
     collapse = json.loads((run.path / "collapse.json").read_text())
     assert collapse["series"]["patch_similarity"]
@@ -187,8 +187,8 @@ def test_resuming_is_the_run_that_was_never_stopped(tmp_path):
 
     build = running.build_trainer
 
-    def built(config, out):
-        trainer, log = build(config, out)
+    def built(*arguments):
+        trainer, log = build(*arguments)
         trainer.callbacks.append(Stop())  # behind the checkpoint
         return trainer, log
 

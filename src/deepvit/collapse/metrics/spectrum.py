@@ -39,11 +39,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+ROWS = 128
+"""Queries of a map that its rank sees, evenly spaced, where there are more (``Plan.rank_rows``)."""
+
 # fmt: off
 MAP_RANK = Metric(
     "map_rank", "Effective rank of the attention maps", "patterns", 1.0, None, "low",
-    "exp of the entropy of the singular values, each divided by their sum, of the map's queries: all, or as many of them, "
-    "evenly spaced, as the report's account of the measurement says (128 unless told otherwise; no rank is larger then)",
+    "exp of the entropy of the singular values, each divided by their sum, of the map's queries: all, or "
+    f"{ROWS} of them, evenly spaced (then at most {ROWS})",
     "About how many different rows the map is made of; 1: all queries look at the same tokens.",
     "Roy & Vetterli 2007",
     needs=("few_rows",), compute=lambda rows: effective_rank(rows).mean(-1),

@@ -1,0 +1,5 @@
+"""Class folders, for the command that tells one kind of data from the other."""
+
+from data.conftest import folder
+
+__all__ = ["folder"]
