@@ -26,6 +26,7 @@ class Source(Generic[Data]):
         options: dataclass of the options that it takes; those are fields of ``DataOptions``, None = not given.
         open: (name, options) to the data; the name is the data string without the scheme. Raises ``UserError``.
         claims: whether a data string is this source's; None: by ``name``.
+        known: names behind the scheme that there surely are, offered to who forgets the scheme.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source(Generic[Data]):
     options: type[Any]
     open: Callable[[str, Any], Data]
     claims: Callable[[str], bool] | None = None
+    known: tuple[str, ...] = ()
 
     @property
     def typed(self) -> bool:
@@ -114,6 +116,11 @@ class Sources(Generic[Data]):
             schemes = [name for name in typed if name.endswith("/")]
             near = [
                 name + rest for name in difflib.get_close_matches(scheme.lower() + "/", schemes, cutoff=0.6)
+            ]
+        else:  # the name of a data set without that of its source
+            whole = {name: source.name + name for source in self._sources for name in source.known}
+            near = near or [
+                whole[name] for name in difflib.get_close_matches(spec.lower(), whole, cutoff=0.8)
             ]
         offer = f"; did you mean {near[0]!r}?" if near else " (neither a folder, a .tar, nor a known name);"
         return offer + " `deepvit list data` shows what there is"

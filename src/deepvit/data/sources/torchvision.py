@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,21 @@ from deepvit.data.sets import DatasetImages
 from deepvit.data.sources.foreign import one_line
 from deepvit.data.sources.source import Source
 
+NAMES = (
+    "cifar10", "cifar100", "mnist", "kmnist", "qmnist", "fashion_mnist", "places365", "inaturalist", "imagenet",
+)  # fmt: skip
 NOT_MIRRORED = ("mnist", "kmnist", "qmnist")  # handwriting
 
 
 def open_torch(name: str, options: RootOption) -> ImageData:
     """A torchvision data set, downloaded when it is not below ``root`` yet (default: ``datasets`` in torch hub's folder)."""
     place = Path(options.root) if options.root is not None else Path(torch.hub.get_dir()) / "datasets"
+    near = [] if name.split("/")[-1].lower() in NAMES else difflib.get_close_matches(name.lower(), NAMES, n=2)
     sets = []
     for split in ("train", "val"):
         way_out = f"check the name and the network, or put the files into {place} (--data.root)"
+        if near:
+            way_out = f"did you mean {' or '.join(f'torch/{each}' for each in near)}?"
         with one_line(f"torch/{name}", way_out):
             dataset = create_dataset(f"torch/{name}", root=str(place), split=split, download=True)
         if hasattr(dataset, "loader"):
@@ -56,4 +63,5 @@ TORCH = Source(
     needs="a network once",
     options=RootOption,
     open=open_torch,
+    known=NAMES,
 )
