@@ -96,7 +96,9 @@ def diagnose(
         loader = Relabelled(images_read, names, network.class_names)
         class_names, facts = loader.names, {"data": spec}
         labelled = len(pictures) > 0 and isinstance(pictures.target(0), int) and pictures.target(0) >= 0
-    if isinstance(model, str):
+    if (
+        isinstance(model, str) and "data" in facts
+    ):  # a loader has no name by which deepvit train could be asked
         facts |= train_facts(model, spec, arch, model_args, pretrained)
     if network.random:
         facts["weights"] = "random"

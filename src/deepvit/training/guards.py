@@ -57,7 +57,6 @@ class Guard:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.skipped = 0
-        self._flag: Tensor | None = None  # on the device: 1 while the present step is left out
         self._bad: Tensor | None = None  # on the device: bad steps since the last reading
         self._first: Tensor | None = None  # on the device: number of the first of them, -1 for none
 
@@ -65,9 +64,10 @@ class Guard:
         """Take in the gradient norm of a step, before the optimizer runs.
 
         Returns:
-            whether the step must not be made (known on the CPU only; elsewhere the optimizer is told on the device).
+            whether the step must not be made (known on the CPU only; elsewhere the optimizer is told on the device,
+            which only a fused one understands).
         """
-        if norm.device.type == "cpu":
+        if norm.device.type == "cpu" or not optimizer.defaults.get("fused"):
             return not bool(norm.isfinite())
         bad = (~norm.isfinite()).to(torch.float32)
         if self._bad is None or self._first is None:
@@ -76,8 +76,7 @@ class Guard:
         self._first = torch.where((bad > 0) & (self._first < 0), step, self._first)
         self._bad = self._bad + bad
         # A run that stops changes nothing after the first bad step, so that what was bad can be seen again.
-        self._flag = bad if self.policy.skip else torch.clamp(self._bad, max=1.0)
-        optimizer.found_inf = self._flag  # type: ignore[attr-defined]
+        optimizer.found_inf = bad if self.policy.skip else torch.clamp(self._bad, max=1.0)  # type: ignore[attr-defined]
         return False
 
     def read(self) -> tuple[int, int]:

@@ -152,7 +152,9 @@ class Trainee(lightning.LightningModule):
             self.stop_for(text)
         if self.guard.policy.exact_attention:
             attention_in_float32(self.model)
-        optimizer.found_inf = torch.ones(())  # the fused step then leaves weights and moments as they are
+        optimizer.zero_grad(
+            set_to_none=True
+        )  # a step without gradients leaves weights and moments as they are
 
     def report_bad(self) -> None:
         """Say what the device has seen since the last reading.
@@ -187,9 +189,6 @@ class Trainee(lightning.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer's step, then the moving average of the weights."""
         super().optimizer_step(*args, **kwargs)
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        if self.device.type == "cpu" and getattr(optimizer, "found_inf", None) is not None:
-            optimizer.found_inf = None  # type: ignore[union-attr]
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step)
 
@@ -251,6 +250,8 @@ class Trainee(lightning.LightningModule):
             for name, value in pending["sums"].items()
         }
         self._count, self.guard.skipped = pending["count"], pending["left_out"]
+        if self.guard.skipped and self.guard.policy.exact_attention:
+            attention_in_float32(self.model)  # for the rest of the run, also of one that goes on
         # The schedule is a function of the options and the number of steps; timm's state would bring back the length
         # that the run had before it was made longer.
         checkpoint["lr_schedulers"] = []
