@@ -30,6 +30,7 @@ from deepvit.collapse.probe import CollapseProbe as CollapseProbe
 from deepvit.commands.check_data import check_data as check_data
 from deepvit.commands.compare import compare as compare
 from deepvit.commands.evaluate import evaluate as evaluate
+from deepvit.commands.figures import figures as figures
 from deepvit.commands.predict import predict as predict
 from deepvit.layers import ReAttention as ReAttention
 from deepvit.models import convert as convert
@@ -64,6 +65,7 @@ __all__ = [
     'convert',
     'diagnose',
     'evaluate',
+    'figures',
     'load_deployed',
     'load_official',
     'predict',

@@ -49,9 +49,16 @@ def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_it_writes_table_figure_report_and_all_numbers(done: tuple[Path, dict[str, object]]) -> None:
     out, result = done
-    assert {"study.json", "table.md", "table.csv", "figure.png", "figure.svg", "report.html"} <= {
-        p.name for p in out.iterdir()
+    files = {
+        "study.json",
+        "table.md",
+        "table.csv",
+        "figure.png",
+        "figure.svg",
+        "profiles.json",
+        "report.html",
     }
+    assert files <= {p.name for p in out.iterdir()}
     assert json.loads((out / "study.json").read_text())["groups"] == result["groups"]
     rows = list(csv.DictReader((out / "table.csv").open()))
     assert len(rows) == 6

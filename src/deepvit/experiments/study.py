@@ -21,6 +21,7 @@ from deepvit.errors import UserError
 from deepvit.experiments.executors import Job, JobLost, make_executor
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
+from deepvit.experiments.profiles import write_profiles
 from deepvit.experiments.progress import EpochProgress
 from deepvit.experiments.rows import (
     columns_of,
@@ -48,7 +49,7 @@ _EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs", 
 
 
 def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dict[str, Any]:
-    """Run a study and write ``study.json``, ``table.md``, ``table.csv``, ``figure.png`` and ``report.html``.
+    """Run a study and write ``study.json``, ``table.md``, ``table.csv``, ``figure.png``, ``profiles.json``, ``report.html``.
 
     Runs that are done are skipped, one that was interrupted is resumed; a run whose loss diverges is a result
     too and is recorded as such.
@@ -90,6 +91,7 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
         print(f"the study goes on by: deepvit study {file}", file=sys.stderr, flush=True)
         raise
     draw_study(result, out)
+    write_profiles(result, out)
     write_report(config, done, out, result)
     return result
 
