@@ -23,6 +23,7 @@ from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
 from deepvit.experiments.profiles import write_profiles
 from deepvit.experiments.progress import EpochProgress
+from deepvit.experiments.rehearsal import rehearse
 from deepvit.experiments.rows import (
     columns_of,
     curve_names,
@@ -143,19 +144,15 @@ RETRIES = 3
 
 
 def prepare(config: StudyConfig, out: Path) -> None:
-    """Check every run's options and the folder, then write ``study.yaml``.
+    """Check every run's options, its network and the data, and the folder; then write ``study.yaml``.
 
     Raises:
-        UserError: the folder holds a study with other options, or something else.
+        UserError: a run that could not be trained; the folder holds a study with other options, or something else.
     """
-    for cell in cells(config):
-        config_of(config, cell)
     plain = config.plain()
     path = out / "study.yaml"
-    if config.overwrite:
-        shutil.rmtree(out / "runs", ignore_errors=True)
     # A recipe that failed before its first run left no work that could be lost.
-    if path.exists() and any((out / "runs").glob("*")):
+    if path.exists() and not config.overwrite and any((out / "runs").glob("*")):
         stored = StudyConfig(**read_yaml(path, "study")).plain()
         for name, value in plain.items():
             before: Any = stored.get(name)
@@ -171,6 +168,9 @@ def prepare(config: StudyConfig, out: Path) -> None:
             )
     elif out.is_dir() and any(out.iterdir()) and not path.exists():
         raise UserError(f"{out} holds something that is not a study: give another folder with --out")
+    rehearse(config, None if config.overwrite else out / "runs")
+    if config.overwrite:
+        shutil.rmtree(out / "runs", ignore_errors=True)
     write_atomic(path, yaml.safe_dump({**plain, "overwrite": False}, sort_keys=False, allow_unicode=True))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from deepvit.data import DataOptions
 from deepvit.errors import UserError
-from deepvit.files import read_json, read_text
+from deepvit.files import read_json, read_text, unfinished
 from deepvit.options import build
 from deepvit.parsing import read_yaml
 from deepvit.tasks import Task
@@ -77,6 +77,16 @@ def clear_folder(out: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
+            path.unlink(missing_ok=True)
+
+
+_PARTS = {"last.ckpt", "previous.ckpt", "digests.json", "best.safetensors", "weights.safetensors", "record.json"}
+
+
+def sweep(out: Path) -> None:
+    """Remove what writes that were killed have left: with every preemption it could be a checkpoint that is half there."""
+    for folder in (out, out / "checkpoints", out / "nonfinite"):
+        for path in unfinished(folder, _OURS | _PARTS):
             path.unlink(missing_ok=True)
 
 

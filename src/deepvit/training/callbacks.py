@@ -20,6 +20,7 @@ from deepvit.runs.folder import read_metrics
 from deepvit.tasks import Column
 from deepvit.terminal import say
 from deepvit.training.in_force import write_hparams
+from deepvit.training.sharding import whole_state
 from deepvit.training.trainee import Trainee
 
 
@@ -202,11 +203,10 @@ class BestWeights(Callback):
         value = value if watched.better == "higher" else -value
         if value > self.best:
             self.best = value
+            state = whole_state(module.evaluated.state_dict(), keep=trainer.is_global_zero)
             if trainer.is_global_zero:
                 with atomic_path(self.path) as temporary:
-                    save_file(
-                        {k: v.contiguous().cpu() for k, v in module.evaluated.state_dict().items()}, temporary
-                    )
+                    save_file({k: v.contiguous().cpu() for k, v in state.items()}, temporary)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far goes into the checkpoint."""

@@ -182,6 +182,9 @@ class RunOptions:
     devices: str = "auto"
     """Devices of one machine, a process each: auto (one), cpu, cpu:N (N processes), a number of accelerators, or their
     indices as 0,1; torchrun and srun start the processes themselves."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What several processes hold: ddp (auto) the whole network each, fsdp each its share of weights, gradients and
+    moments."""
     nodes: int | None = None
     """Machines; each is then given MASTER_ADDR, MASTER_PORT and NODE_RANK (torchrun and srun say all that themselves)."""
     workers: int | None = None

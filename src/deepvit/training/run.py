@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -23,7 +24,7 @@ from deepvit.files import write_atomic, write_json
 from deepvit.layers.synced_norm import synchronise
 from deepvit.provenance import command, hardware, versions
 from deepvit.runs.card import ModelCard, load_deployed, save_deployed
-from deepvit.runs.folder import Run, check_folder, clear_folder, read_run
+from deepvit.runs.folder import Run, check_folder, clear_folder, read_run, sweep
 from deepvit.runs.lock import writing
 from deepvit.tasks import Settings, Task
 from deepvit.terminal import say
@@ -36,8 +37,9 @@ from deepvit.training.in_force import in_force
 from deepvit.training.objective import Objective
 from deepvit.training.optim import epochs_of
 from deepvit.training.processes import Team, team
+from deepvit.training.sharding import whole_state
 from deepvit.training.spawning import start
-from deepvit.training.strategy import has_unused
+from deepvit.training.strategy import check_strategy, has_unused
 from deepvit.training.trainee import Trainee
 from deepvit.training.trainer import build_trainer, fit
 
@@ -68,13 +70,15 @@ def train(config: TrainConfig | None = None, *, given: Collection[str] | None = 
     if not (isinstance(devices, str | int) and isinstance(nodes, int | None)):
         TrainConfig(**options)  # says what is wrong
     with team(str(devices), nodes, lambda place: start(place, options, chosen)) as one:
-        settled, out = one.decide(lambda: settle(dict(options), chosen))
+        settled, out = one.decide(lambda: settle(dict(options), chosen, one))
         if settled is None:
             return read_run(out)
         return _train(TrainConfig(**settled), out, one)
 
 
-def settle(options: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, Any] | None, Path]:
+def settle(
+    options: dict[str, Any], chosen: Collection[str], team: Team
+) -> tuple[dict[str, Any] | None, Path]:
     """What a run's options come to, with the folder as it is: all options, or None for a run that is done; and the folder.
 
     Raises:
@@ -99,6 +103,7 @@ def settle(options: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, 
                 return None, out
             if newest_good(out / "checkpoints")[0] is None:
                 raise UserError(f"{out} has no checkpoint to go on from: train anew with --out")
+    check_strategy(config, team)
     return config.options(), out
 
 
@@ -127,15 +132,24 @@ class Prepared:
     examples: Callable[[Tensor, Any, Any], Tensor] | None = None
 
 
-def prepared(config: TrainConfig) -> Prepared:
-    """Build the parts of a run.
+def opened_data(config: TrainConfig) -> Any:
+    """The data of a run, as its task opens them; ``UserError`` where they are not there."""
+    return tasks.find(config.task).open(config.data.spec, config.data.source, config.own)
+
+
+def prepared(config: TrainConfig, data: Any = None) -> Prepared:
+    """Build the parts of a run; nothing is decoded or written yet.
+
+    Args:
+        config: all options.
+        data: what ``opened_data(config)`` gives, where it is there already.
 
     Raises:
         UserError: a mistake in the options or the data.
     """
     lightning.seed_everything(config.optim.seed, verbose=False)
     kind = tasks.find(config.task)
-    data = kind.open(config.data.spec, config.data.source, config.own)
+    data = opened_data(config) if data is None else data
     problem = kind(kind.facts_of(data, config.own))
     network, card = build_model(config, problem, native_size(data))
     fitting = problem.fitting(data, card.input, network, settings_of(config))
@@ -159,7 +173,8 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
     card, loaders = parts.card, parts.loaders
     if team.world > 1 and config.optim.sync_batchnorm:
         synchronise(parts.network)
-    unused = team.world > 1 and has_unused(parts.network, torch.zeros(1, 3, *card.input.hw))
+    sharded = config.run.strategy == "fsdp"
+    unused = team.world > 1 and not sharded and has_unused(parts.network, torch.zeros(1, 3, *card.input.hw))
     trainer, progress = build_trainer(config, out, team, unused)
     steps, images_per_step = steps_of(loaders, trainer, config)
     trainer.fit_loop.max_epochs = epochs_of(config.optim, steps)
@@ -170,6 +185,9 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
         parts.network, parts.objective, parts.problem, config, steps, images_per_step, out, parts.examples
     )
 
+    # What is deployed is put into this one: the network itself stays in shares.
+    spare = copy.deepcopy(parts.network) if sharded and team.rank == 0 else None
+
     # From here on files are written: everything that the user could have got wrong has been looked at.
     with contextlib.ExitStack() as held:
         resumed = team.decide(lambda: opened(config, out, held))
@@ -177,9 +195,13 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
         fit(trainer, module, BatchModule(loaders), resumed, out)
         if not progress.rows:  # it had ended before, and only its record was missing
             progress.read(epochs_of(config.optim, steps))
+        state = whole_state(module.evaluated.state_dict(), keep=spare is not None) if sharded else {}
         if team.rank:
             return Run(out, {"task": config.task, "result": module.val_results})
         network = module.evaluated
+        if spare is not None:
+            network = spare
+            network.load_state_dict(state)
         card.weights = "ema" if module.ema is not None else "last"
         if config.result.keep == "best":
             network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))
@@ -201,6 +223,7 @@ def opened(config: TrainConfig, out: Path, held: contextlib.ExitStack) -> Path |
         UserError: another process writes there, or every checkpoint is damaged.
     """
     held.enter_context(writing(out))
+    sweep(out)
     resumed, said = newest_good(out / "checkpoints") if config.run.resume else (None, [])
     for line in said:
         print(line, file=sys.stderr, flush=True)
