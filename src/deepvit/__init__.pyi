@@ -152,6 +152,8 @@ class _Train(TypedDict, total=False):
     keep: Literal['last', 'best']
     monitor_every: int
     diagnose_images: int
+    diagnose_at: list[float]
+    diagnose_lesions: Literal['auto', 'off', 'full']
     out: str | None
     devices: str
     nodes: int | None
@@ -215,6 +217,8 @@ def train(
     keep: Literal['last', 'best'] = 'last',
     monitor_every: int = 0,
     diagnose_images: int = 128,
+    diagnose_at: list[float] = ...,
+    diagnose_lesions: Literal['auto', 'off', 'full'] = 'auto',
     out: str | None = None,
     devices: str = 'auto',
     nodes: int | None = None,
