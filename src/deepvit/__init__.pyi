@@ -154,8 +154,11 @@ class _Train(TypedDict, total=False):
     keep: Literal['last', 'best']
     monitor_every: int
     diagnose_images: int
+    diagnose_at: list[float]
+    diagnose_lesions: Literal['auto', 'off', 'full']
     out: str | None
     devices: str
+    strategy: Literal['auto', 'ddp', 'fsdp']
     nodes: int | None
     workers: int | None
     compile: bool
@@ -217,8 +220,11 @@ def train(
     keep: Literal['last', 'best'] = 'last',
     monitor_every: int = 0,
     diagnose_images: int = 128,
+    diagnose_at: list[float] = ...,
+    diagnose_lesions: Literal['auto', 'off', 'full'] = 'auto',
     out: str | None = None,
     devices: str = 'auto',
+    strategy: Literal['auto', 'ddp', 'fsdp'] = 'auto',
     nodes: int | None = None,
     workers: int | None = None,
     compile: bool = False,

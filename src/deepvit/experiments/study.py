@@ -16,11 +16,12 @@ from typing import Any
 
 import yaml
 
-from deepvit import recipes
+from deepvit import recipes, tasks
 from deepvit.errors import UserError
 from deepvit.experiments.executors import Job, JobLost, make_executor
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
+from deepvit.experiments.measures import write_measures
 from deepvit.experiments.profiles import write_profiles
 from deepvit.experiments.progress import EpochProgress
 from deepvit.experiments.rehearsal import rehearse
@@ -50,7 +51,8 @@ _EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs", 
 
 
 def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dict[str, Any]:
-    """Run a study and write ``study.json``, ``table.md``, ``table.csv``, ``figure.png``, ``profiles.json``, ``report.html``.
+    """Run a study and write ``study.json``, ``table.md``, ``table.csv``, ``figure.png``, ``profiles.json``, ``report.html``;
+    of at least five configurations also ``measures.csv`` and ``measures.md``: which measures go with the result.
 
     Runs that are done are skipped, one that was interrupted is resumed; a run whose loss diverges is a result
     too and is recorded as such.
@@ -94,6 +96,7 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
     draw_study(result, out)
     write_profiles(result, out)
     write_report(config, done, out, result)
+    write_measures(result["runs"], out, tasks.find(result["task"]).watch, config.title or result["recipe"])
     return result
 
 

@@ -16,9 +16,11 @@ from deepvit.options import build
 from deepvit.parsing import read_yaml
 from deepvit.tasks import Task
 
+UNDERWAY = "underway"
+"""Folder of what was measured while the run trained: ``underway/SHARE/collapse.json``."""
 _OURS = {
     "config.yaml", "run.json", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "tensorboard",
-    "collapse.json", "report.html", "figures", "nonfinite",
+    "collapse.json", "report.html", "figures", "nonfinite", UNDERWAY,
 }  # fmt: skip
 
 
@@ -80,7 +82,14 @@ def clear_folder(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-_PARTS = {"last.ckpt", "previous.ckpt", "digests.json", "best.safetensors", "weights.safetensors", "record.json"}
+_PARTS = {
+    "last.ckpt",
+    "previous.ckpt",
+    "digests.json",
+    "best.safetensors",
+    "weights.safetensors",
+    "record.json",
+}
 
 
 def sweep(out: Path) -> None:

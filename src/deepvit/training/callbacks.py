@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,13 @@ class RunLog(Callback):
     def _log(self, trainer: lightning.Trainer, values: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What is done inside is no time of training."""
+        started = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - started
 
     def on_validation_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Stop the clock of training while validation runs."""
