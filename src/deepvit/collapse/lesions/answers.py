@@ -73,7 +73,7 @@ def reader_of(model: nn.Module, output: Any) -> Reader:
 
 def single_head(model: nn.Module) -> str:
     """Name of the layer that makes the one output: the last of one output, heads by name before others."""
-    found = [
+    found: list[str] = [
         name
         for name, module in model.named_modules()
         if 1 in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
