@@ -154,6 +154,7 @@ class _Train(TypedDict, total=False):
     diagnose_images: int
     out: str | None
     devices: str
+    strategy: Literal['auto', 'ddp', 'fsdp']
     nodes: int | None
     workers: int | None
     compile: bool
@@ -217,6 +218,7 @@ def train(
     diagnose_images: int = 128,
     out: str | None = None,
     devices: str = 'auto',
+    strategy: Literal['auto', 'ddp', 'fsdp'] = 'auto',
     nodes: int | None = None,
     workers: int | None = None,
     compile: bool = False,

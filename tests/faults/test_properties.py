@@ -1,7 +1,8 @@
-"""What holds for whatever one writes: data strings, options and files end well or in one line; the operator is its definition."""
+"""What holds whatever one writes: data strings, options and files end well or in one line; the operator is as defined."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -75,10 +76,8 @@ DATA = st.one_of(
 @twice(DATA, many=400)
 def test_a_data_string_is_data_or_one_line(folder: Path, spec: str) -> None:
     """Whatever is typed after --data opens, or says why not."""
-    try:
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         assume(not Path(spec).expanduser().exists())  # "/" is a folder of images to look for, a large one
-    except (OSError, ValueError, RuntimeError):
-        pass
     opened = said(lambda: open_data(spec))
     assert opened is None or isinstance(opened, ImageData)
 
@@ -132,7 +131,9 @@ def test_a_command_line_is_options_or_one_line(folder: Path, words: list[str]) -
         said(lambda: TrainConfig(**parsed))
 
 
-@twice(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode), VALUES.map(repr).map(str.encode)))
+@twice(
+    st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode), VALUES.map(repr).map(str.encode))
+)
 def test_a_file_of_options_is_read_or_one_line(folder: Path, content: bytes) -> None:
     """Any bytes in a YAML file."""
     file = folder / "any.yaml"

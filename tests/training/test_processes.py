@@ -21,7 +21,7 @@ import deepvit
 from deepvit.data.batched.plan import TrainPlan
 from deepvit.errors import UserError
 from deepvit.runs.place import Place, place
-from deepvit.training.processes import Devices
+from deepvit.training.devices import Devices
 from deepvit.training.strategy import has_unused
 
 # Everything that looks at more than one image: Re-attention and the stem's batch norms, Mixup by pairs, every loss, EMA.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from deepvit.errors import UserError
 from deepvit.experiments.grid import StudyConfig, cells, config_of
-from deepvit.training.processes import Devices
-from deepvit.training.run import opened_data, prepared
+from deepvit.training.devices import Devices
+from deepvit.training.preparing import opened_data, prepared
 
 
 def rehearse(config: StudyConfig, done: Path | None) -> None:
@@ -20,7 +20,9 @@ def rehearse(config: StudyConfig, done: Path | None) -> None:
     Raises:
         UserError: what the first run of a kind would have said, after its name.
     """
-    grid = [(cell, config_of(config, cell)) for cell in cells(config)]  # all options first: that costs nothing
+    grid = [
+        (cell, config_of(config, cell)) for cell in cells(config)
+    ]  # all options first: that costs nothing
     Devices.read(config.train.run.devices).check(config.train.run.devices)
     data, seen = None, set()
     for cell, options in grid:
@@ -30,8 +32,6 @@ def rehearse(config: StudyConfig, done: Path | None) -> None:
         seen.add(kind)
         data = opened_data(options) if data is None else data
         try:
-            loaders = prepared(options, data).loaders
-            loaders.mixing  # noqa: B018  (complains about what does not fit)
-            loaders.transforms  # noqa: B018
+            prepared(options, data).loaders.check()
         except UserError as error:
             raise UserError(f"{cell.label}: {error}") from None
