@@ -126,5 +126,5 @@ def wait_until(holds: object, log: Path, seconds: float = 90) -> None:
     until = time.monotonic() + seconds
     while not holds():  # type: ignore[operator]
         if time.monotonic() > until:
-            raise OSError(f"SLURM does not come up: {log.read_text()[-600:] if log.exists() else log}")
+            raise OSError(f"it does not come: {log.read_text()[-600:] if log.exists() else log}")
         time.sleep(0.3)

@@ -1,7 +1,7 @@
 """``deepvit.train`` with another optimizer or in float64, as a program: python exact.py HOW OPTIONS.
 
 AdamW divides by the root of second moments: where a gradient is rounding alone its step is as large as any other, and what
-processes agree to is hidden behind it. HOW is ``adamw``, ``sgd`` (momentum 0.9) or ``adamw64`` (AdamW in float64).
+processes agree to is hidden behind it. HOW is ``adamw`` or ``sgd`` (momentum 0.9), with ``64`` behind it in float64.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def sgd(model: Any, extra: Any, config: Any, lr: float) -> torch.optim.SGD:
 
 if __name__ == "__main__":
     how, options = sys.argv[1], json.loads(sys.argv[2])
-    if how == "sgd":
+    if how.startswith("sgd"):
         trainee.build_optimizer = sgd  # type: ignore[assignment]
-    if how == "adamw64":
+    if how.endswith("64"):
         trainer.parse_precision = lambda *_: "64-true"
     deepvit.train(**options)
