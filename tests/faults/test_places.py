@@ -83,6 +83,7 @@ def test_a_disk_that_is_full_from_the_start(disk: Path, config: Path) -> None:
     assert not (disk / "run" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full(disk: Path, config: Path) -> None:
     words = ["train", "--config", str(config), "--resume", "auto", "--out", str(disk / "run")]
     filling = [sys.executable, "-c", f"import os; os.system('cat /dev/zero > {disk}/filler 2> /dev/null')"]
@@ -92,6 +93,7 @@ def test_a_disk_that_becomes_full(disk: Path, config: Path) -> None:
     assert deepvit(*words).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only(disk: Path, config: Path) -> None:
     words = ["train", "--config", str(config), "--resume", "auto", "--out", str(disk / "run")]
     # A file that is open for writing keeps a disk from becoming read-only; TensorBoard opens its own anew each time.
@@ -100,6 +102,7 @@ def test_a_disk_that_becomes_read_only(disk: Path, config: Path) -> None:
     assert deepvit(*words).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_goes_away(disk: Path, config: Path) -> None:
     words = ["train", "--config", str(config), "--out", str(disk / "run")]
     refused(deepvit(*words, during=["umount", "--lazy", str(disk)]), "is gone")
@@ -147,6 +150,7 @@ def test_a_folder_of_somebody_else(tmp_path: Path, config: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user, which root alone can be")
 def test_another_user(tmp_path: Path, config: Path) -> None:
     """Nobody, with a home that is not there: a run in a folder of nobody's, and none in one of ours."""
@@ -174,6 +178,7 @@ def test_another_user(tmp_path: Path, config: Path) -> None:
 ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 
 
+@pytest.mark.slow
 def test_a_terminal_of_ascii(tmp_path: Path, config: Path) -> None:
     out = str(tmp_path / "run")
     for words in (
@@ -189,6 +194,7 @@ def test_a_terminal_of_ascii(tmp_path: Path, config: Path) -> None:
     json.loads((tmp_path / "report" / "collapse.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_names_beyond_ascii_in_a_terminal_of_ascii(tmp_path: Path) -> None:
     for name in ("chêne", "hêtre"):
         (tmp_path / "trees" / name).mkdir(parents=True)

@@ -62,7 +62,7 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained("sgd64", tmp_path_factory.mktemp("exact") / "one", 1, **STEP)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_every_gradient_of_two_processes_is_that_of_one(tmp_path: Path, step: Path, strategy: str) -> None:
     two = trained("sgd64" if strategy == "ddp" else "sgd", tmp_path / "two", 2, strategy=strategy, **STEP)
     one, other = state(step), state(two)

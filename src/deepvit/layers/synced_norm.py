@@ -68,9 +68,8 @@ def normalised(norm: Any, x: Tensor, group: dist.ProcessGroup, *, counts: bool =
 
 def group_over(norm: Any) -> dist.ProcessGroup | None:
     """The group over which a norm synchronises now; None for one that does not, or alone."""
-    if not isinstance(norm, nn.SyncBatchNorm | Synced) or not norm.training:
-        return None
-    return group_of(norm.process_group)
+    synced = isinstance(norm, nn.SyncBatchNorm | Synced)
+    return group_of(norm.process_group) if synced and norm.training else None
 
 
 _CLASSES: dict[type[Any], type[Any]] = {}
