@@ -23,11 +23,13 @@ from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
 from deepvit.experiments.progress import EpochProgress
 from deepvit.experiments.rows import (
+    PROFILE,
     columns_of,
     curve_names,
     curves_of,
     markdown,
     measurements,
+    profile,
     row_of,
     spread,
     written,
@@ -195,7 +197,8 @@ def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
         finally:
             WHOLE.reset(part)
     run = read_run(folder)
-    return {**entry, **row_of(run), "epochs": run.result["epochs"]}, fresh
+    entry |= {**row_of(run), "epochs": run.result["epochs"], PROFILE: profile(measurements(run.path))}
+    return entry, fresh
 
 
 def summarise(
