@@ -113,7 +113,7 @@ def test_the_demo_is_what_it_says() -> None:
     (blocks,) = found(r"make demo +# one (\d+)-block ViT plain and cured twice")
     assert recipe["depths"] == [int(blocks)]
     assert recipe["methods"] == ["plain", "reattention", "diversity"]
-    (minutes,) = found(r"about (\d+) minutes on two cores")
+    (minutes,) = found(r"takes about (\d+) minutes on two cores")
     assert int(minutes) < 5
     (size,) = found(r"\((\d+) GB, most of it torch\)")
     assert f"about {size} GB" in (ROOT / "Makefile").read_text("utf-8")

@@ -91,11 +91,12 @@ def commands() -> str:
         "# Commands and options", "",
         "What `deepvit COMMAND --help` says. Python's functions of the same names take the same options.", "",
     ]  # fmt: skip
-    default = {name for name in said if f"{name} classification" in said}
-    for name, told in said.items():
-        if name in default:  # said for each task
+    order = list(said)
+    for name in sorted(said, key=lambda name: order.index(name.split()[0])):
+        if any(other.startswith(f"{name} ") for other in said):  # said for each task
             continue
         command, _, task = name.partition(" ")
+        told = said[name]
         lines += [f"## deepvit {command}{f' --task {task}' if task else ''}", "", told["text"], "", "```"]
         lines += [told["usage"].removeprefix("usage: "), *told["examples"], "```", ""]
         rows = [*([word, text, ""] for word, text in told["positional"]), *told["options"]]

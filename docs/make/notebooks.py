@@ -1,7 +1,7 @@
 """Run the notebooks of the guides, in a folder of their own.
 
-``python docs/make/notebooks.py`` runs them and says how long each took; ``--write`` keeps what they show. tests/test_notebooks.py
-runs them too.
+``python docs/make/notebooks.py`` runs them and says how long each took; ``--write`` keeps what they show.
+tests/test_notebooks.py runs them too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def run(path: Path, folder: str | Path) -> nbformat.NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":  # nor are warnings of libraries, which name folders of this machine
             cell.outputs = [shown for shown in cell.outputs if shown.get("name") != "stderr"]
-    notebook.metadata.pop("language_info", None)
+    notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 
 

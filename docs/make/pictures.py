@@ -1,11 +1,10 @@
-"""Pictures of the guides and of README, made from what the commands write.
+"""Pictures of the guides and of README, made from what the commands write, into docs/pictures.
 
     python docs/make/pictures.py cost                  # from benchmarks/results/model.json
-    python docs/make/pictures.py report demo           # from the study that `make demo` leaves, in headless Chromium
+    python docs/make/pictures.py report demo           # from what `make demo` leaves, in headless Chromium
     python docs/make/pictures.py collapse STUDY SEED   # similarity of blocks, from a study of three methods at one depth
 
-They lie in docs/pictures. A picture of a report needs Chromium (Debian: apt-get install chromium) and playwright, which comes
-with deepvit[dev].
+A picture of a report needs Chromium (Debian: apt-get install chromium) and playwright, which comes with deepvit[dev].
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 WIDTH = 1180
-# Name of a picture → (page of a study, what is shown of it, height of the window).
+MARGIN = 28
+# Name of a picture → (page of a study, what is shown of it, at most so high).
 PARTS = {
     "report": ("plain", None, 860),
     "report-worth": ("plain", "#worth", 900),
-    "report-profiles": ("plain", "#profiles", 900),
+    "report-profiles": ("plain", "#profiles", 770),
     "report-pairs": ("plain", "#matrix", 900),
     "report-maps": ("plain", "#maps", 900),
     "compare": (None, None, 860),
@@ -75,13 +75,21 @@ def report(study: Path) -> None:
     with chromium() as browser:
         for scheme in THEMES:
             for name, (page_name, part, height) in PARTS.items():
+                if not pages[page_name].exists():
+                    continue
                 page = browser.new_page(
-                    viewport={"width": WIDTH, "height": height}, color_scheme=scheme, device_scale_factor=1.5
+                    viewport={"width": WIDTH, "height": height}, color_scheme=scheme, device_scale_factor=1.35
                 )
                 page.goto(pages[page_name].absolute().as_uri())
                 page.wait_for_selector("html[data-ready]")
-                shown = page if part is None else page.locator(part)
-                keep(shown.screenshot(), f"{name}-{scheme}")
+                clip = {"x": 0, "y": 0, "width": WIDTH, "height": height}
+                if part is not None:
+                    page.evaluate(
+                        "document.querySelectorAll('header, nav').forEach(bar => bar.style.position = 'static')"
+                    )
+                    box = page.locator(part).bounding_box()
+                    clip |= {"y": box["y"] + MARGIN, "height": min(box["height"] - MARGIN, height)}
+                keep(page.screenshot(full_page=True, clip=clip), f"{name}-{scheme}")
                 page.close()
 
 
