@@ -27,9 +27,9 @@ def test_the_registry_and_its_table():
     assert set(cures.CURES) >= ISSUE
     rows = {row["name"]: row for row in cures.table()}
     assert set(rows) == set(cures.CURES)
-    assert rows["attnscale"]["needs the maps"] == "no"
-    assert rows["talking_heads"]["needs the maps"] == "yes"
-    assert rows["registers"]["identity at start"] == "no"
+    assert rows["attnscale"]["fused attention"] == "kept"
+    assert rows["talking_heads"]["fused attention"] == "replaced"
+    assert rows["registers"]["start on trained weights"] == "changes the function"
     assert all(
         len(row["mechanism"]) < 100 and re.search("arXiv|ICLR", row["source"]) for row in rows.values()
     )

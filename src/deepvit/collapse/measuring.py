@@ -60,7 +60,7 @@ def measure(
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
-        are NaN.
+            are NaN.
     """
     if (images is not None and images < 1) or attention_images < 1 or maps < 0:
         raise UserError(

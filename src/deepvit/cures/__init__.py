@@ -1,4 +1,4 @@
-"""Cures for collapse: named changes to any timm Vision Transformer, also with trained weights in it.
+"""Cures for collapse: named changes to Vision Transformers of timm, also with trained weights in them.
 
 ``apply(model, "attnscale@last:6+layerscale")`` puts them in; ``table()`` lists them; ``model.deepvit_cures``
 is the record by which ``reapply`` rebuilds a cured model before its weights are loaded; ``register`` adds one of

@@ -56,15 +56,16 @@ def answering(finding: str) -> list[tuple[str, str]]:
 
 
 def table() -> list[dict[str, str]]:
-    """One row a cure: name, mechanism, what it helps with, whether it needs the maps and starts as the
-    identity, source."""
+    """One row a cure, for lists and the guide: mechanism, what it helps with, its place in a block, whether timm's fused
+    attention stays, what it does to trained weights at the start, source."""
     return [
         {
             "name": cure.name,
             "mechanism": cure.mechanism,
             "helps with": cure.helps,
-            "needs the maps": "yes" if cure.needs_maps else "no",
-            "identity at start": "yes" if cure.identity_at_start else "no",
+            "place in a block": ", ".join(sorted(cure.slots)),
+            "fused attention": "replaced" if cure.needs_maps else "kept",
+            "start on trained weights": "identity" if cure.identity_at_start else "changes the function",
             "source": cure.source,
         }
         for cure in CURES.values()

@@ -63,7 +63,8 @@ class Loaders:
         workers: decoding processes; None: as many as there are cores, at most 8 (0 for sets kept in memory).
         seed: of the order and the augmentation.
         eval_batch_size: validation images a batch; None: as in training.
-        max_train_images, max_val_images: use only so many, evenly spaced over the classes.
+        max_train_images: train on only so many, evenly spaced over the classes.
+        max_val_images: the same for validation.
         cache: "auto" keeps small sets in memory, "ram" any set at the network's size, "off" none.
         unreadable: what an image that cannot be read does: "stop" is an error that names it; "skip" leaves it out (in
             training the next readable image stands in for it), names it in the loader's ``skipped``, and is an error above

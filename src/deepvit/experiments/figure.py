@@ -1,7 +1,11 @@
-"""The figure of a study: what the task watches, by method (over depth where there are several), and similarity by block."""
+"""The figure of a study: what the task watches, by method (over depth where there are several), and similarity by block.
+
+``python -m deepvit.experiments.figure records/*/study.json`` draws the figures of records anew, from that file alone.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deepvit import tasks
-from deepvit.experiments.rows import measurements
-from deepvit.files import atomic_path
+from deepvit.experiments.rows import PROFILE, measurements, profile
+from deepvit.files import atomic_path, read_json
 from deepvit.tasks import Column
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -20,9 +24,9 @@ MOST_LINES = len(COLOURS)
 """More methods than that are rows of a map instead of lines."""
 
 
-def draw_study(result: dict[str, Any], out: Path) -> None:
+def draw_study(result: dict[str, Any], out: Path, suffixes: tuple[str, ...] = ("png", "svg")) -> None:
     """Write ``figure.png`` and ``figure.svg`` into ``out``; a study without any finished run gives none."""
-    watched = tasks.find(result["task"]).column()
+    watched = tasks.find(result.get("task", tasks.DEFAULT)).column()
     groups = [g for g in result["groups"] if g[watched.key] is not None]
     if not groups:
         return
@@ -31,11 +35,13 @@ def draw_study(result: dict[str, Any], out: Path) -> None:
     merit, similarity = figure.subplots(1, 2)
     draw_figure_of_merit(merit, groups, methods, watched)
     curves = similarity_curves(result, methods, out)
-    if len(methods) > MOST_LINES:
+    if not curves:
+        draw_mean_similarity(similarity, groups, methods)
+    elif len(methods) > MOST_LINES:
         draw_similarity_map(similarity, curves, methods)
     else:
         draw_similarity(similarity, curves)
-    for suffix in ("png", "svg"):
+    for suffix in suffixes:
         with atomic_path(out / f"figure.{suffix}") as temporary:
             figure.savefig(temporary, dpi=160)
 
@@ -91,10 +97,29 @@ def similarity_curves(result: dict[str, Any], methods: list[str], out: Path) -> 
             and r["seed"] == result["seeds"][0]
             and "diverged" not in r
         ]
-        found = measurements(out / "runs" / runs[0]["run"]) if runs else None
-        if found is not None and "attention_similarity" in found.series:
-            curves[method] = list(found.series["attention_similarity"].values)
+        values = runs[0].get(PROFILE) if runs else None
+        if values is None and runs:  # a study of before this was kept
+            values = profile(measurements(out / "runs" / runs[0]["run"]))
+        if values is not None:
+            curves[method] = values
     return curves
+
+
+def draw_mean_similarity(axes: Axes, groups: list[dict[str, Any]], methods: list[str]) -> None:
+    """Of records that keep no profile of a run: its mean over the blocks, by method; bars are the deviation over seeds."""
+    for index, method in enumerate(methods):
+        found = [g["cross_layer"] for g in groups if g["method"] == method and g["cross_layer"]]
+        if found:
+            axes.errorbar(
+                [found[-1]["mean"]], [index], xerr=[found[-1]["std"]], linestyle="none", color=COLOURS[0], marker="o",
+                capsize=3,
+            )  # fmt: skip
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_xlim(-0.25, 1.05)
+    axes.set_xlabel("cosine, mean over the blocks")
+    axes.set_title("attention similarity with the block before", fontsize=10)
+    axes.grid(alpha=0.25)
 
 
 def draw_similarity(axes: Axes, curves: dict[str, list[float | None]]) -> None:
@@ -134,3 +159,8 @@ def draw_similarity_map(axes: Axes, curves: dict[str, list[float | None]], metho
     axes.set_title("attention similarity with the block before, first seed", fontsize=10)
     if curves:
         axes.figure.colorbar(image, ax=axes, fraction=0.05)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        draw_study(read_json(Path(name), "a study"), Path(name).parent, ("png",))

@@ -58,9 +58,11 @@ class Diversity(nn.Module):
         options: loss name → its options.
         num_classes: classes of the mixing head; by default the model's own.
         tokens: "auto", "block" or "norm", see above.
-        first, last: module names that override where h[1] and h[L] are taken.
-        attention_blocks, attention_images: the options ``blocks`` and ``images`` of attention_cosine. Its maps cost
-            more than all other terms together; a quarter of the images, the default, keeps the step within 3%.
+        first: module name that overrides where h[1] is taken.
+        last: the same for h[L].
+        attention_blocks: the option ``blocks`` of attention_cosine.
+        attention_images: its option ``images``. The maps cost more than all other terms together; a quarter of the
+            images, the default, keeps the step within 3%.
         teacher: a network for the losses that compare with a frozen one. It is put into evaluation mode, runs
             without gradient on the images that the model was called with, and is no child of this module either.
 

@@ -70,7 +70,8 @@ class PatchMix:
         patch_size: pixels of one token's side (int or (height, width)): 16 for ViT/16; 32 for Swin with
             4-pixel patches, whose last stage merged 8×8 of them.
         num_classes: K.
-        cutmix_alpha, mixup_alpha: Beta(α, α) parameter of each, 0 turns it off.
+        cutmix_alpha: Beta(α, α) parameter of CutMix, 0 turns it off.
+        mixup_alpha: the same for Mixup.
         prob: probability that a batch is mixed at all.
         switch_prob: probability of CutMix when both are on.
         label_smoothing: ε; a hard label becomes (1 − ε) at its class plus ε/K everywhere, before mixing.

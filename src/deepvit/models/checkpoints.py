@@ -129,7 +129,8 @@ def load_weights(
         model: any timm model; the resizing is timm's, for Vision Transformers. A backbone (``features_only``)
             takes the part of the weights that it has.
         state: weights by name.
-        source, name: what the error calls the weights and the model.
+        source: what the error calls the weights.
+        name: what it calls the model.
         reset_classifier: keep the model's own fresh classifier instead of the saved one (fine-tuning).
 
     Raises:

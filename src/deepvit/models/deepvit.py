@@ -34,8 +34,10 @@ class DeepVisionTransformer(VisionTransformer):  # type: ignore[misc]
     the position table (bicubic), whichever way they come in.
 
     Args:
-        img_size, patch_size: pixels, one number or (height, width); the patch divides the image.
-        embed_dim, num_heads: width of a token and attention heads; the heads divide the width.
+        img_size: pixels, one number or (height, width).
+        patch_size: the same of a patch, which divides the image.
+        embed_dim: width of a token.
+        num_heads: attention heads, which divide the width.
         depth: number of blocks.
         global_pool: timm's; by default the class token, or the average where there is none.
         reattention_blocks: blocks with Re-attention (``layers.blocks.parse_blocks``); ``"none"`` is the

@@ -104,7 +104,7 @@ def diagnose(
 
     Raises:
         UserError: no attention over tokens found, blocks out of range, no image, or a model whose tokens
-        are NaN.
+            are NaN.
     """
     results = spoken(
         measure(

@@ -1,0 +1,115 @@
+"""What somebody meets in the first hour: a run's own limits, one name for one thing, Python as the shell, help in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deepvit
+from deepvit import commands
+from deepvit.cli import main
+from deepvit.commands import help as help_module
+
+SHAPE = {"depth": 2, "img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
+LIMITED = 5
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 6)):
+        for label in ("apple", "leaf"):
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that saw five of twelve validation images."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    deepvit.train(
+        model="vit_tiny_patch16_224", model_args=SHAPE, data=str(photographs), epochs=1, batch_size=6, devices="cpu",
+        max_val_images=LIMITED, diagnose_images=0, progress=False, out=str(out),
+    )  # fmt: skip
+    return out
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_evaluate_keeps_the_runs_own_limit(run: Path, photographs: Path) -> None:
+    trained = json.loads((run / "run.json").read_text())["result"]
+    own = deepvit.evaluate(str(run), device="cpu")
+    assert own["images"] == LIMITED
+    assert own["top1"] == pytest.approx(trained["val/top1"])
+    assert deepvit.evaluate(str(run), device="cpu", max_val_images=8)["images"] == 8
+    assert deepvit.evaluate(str(run), data=str(photographs), device="cpu")["images"] == 12
+
+
+def test_evaluate_says_one_name_and_no_top_5_of_two(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(capsys, "evaluate", str(run), "--device", "cpu")
+    assert re.search(rf"top-1 [\d.]+%, loss [\d.]+, {LIMITED} images", text), text
+    assert "top-5" not in text
+    for wrong in ("test accuracy", "val top-1", "val/"):
+        assert wrong not in text
+
+
+def test_predict_takes_a_folder(run: Path, photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photographs / "val" / "apple"
+    assert len(deepvit.predict(str(run), [str(folder)], device="cpu")) == 6
+    text = shown(capsys, "predict", str(run), str(folder), "--device", "cpu")
+    assert all(str(folder / f"{i}.png") in text for i in range(6))
+
+
+def test_python_diagnoses_what_the_shell_diagnoses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word for key, value in SHAPE.items() for word in (f"--model.{key}", str(value))]
+    common = ["--images", "4", "--lesions", "off", "--device", "cpu"]
+    text = shown(
+        capsys, "diagnose", "vit_tiny_patch16_224", "--data", "digits", *words, *common, "--out", "shell"
+    )
+    assert text.startswith("vit_tiny_patch16_224 has random weights")
+    report = deepvit.diagnose(
+        "vit_tiny_patch16_224", "digits", model_args=SHAPE, images=4, lesions="off", device="cpu", out="python",
+        progress=False,
+    )  # fmt: skip
+    assert sorted(path.name for path in Path("python").iterdir()) == sorted(
+        p.name for p in Path("shell").iterdir()
+    )
+    shell, python = (json.loads(Path(name, "collapse.json").read_text()) for name in ("shell", "python"))
+    assert list(shell["series"]) == list(python["series"])
+    assert shell["provenance"]["data"] == python["provenance"]["data"] == "digits"
+    assert report.metrics["blocks"] == python["blocks"]
+
+
+@pytest.mark.parametrize("name", commands.NAMES)
+def test_help_is_in_words(name: str) -> None:
+    """Types that people read, the argument that is needed, and one spelling of an option everywhere."""
+    told = help_module.described(name, [])
+    text = help_module.rendered(told, 80)
+    assert not re.search(r"Optional\[|dict\[|list\[|Union|default: null|<class|None\b", text), text
+    for option in commands.find(name).positional:
+        assert option.name.upper() in told["usage"]
+    for option, _, _ in told["options"]:
+        assert "model_args" not in option
+    if name in ("train", "study"):
+        groups = [group for _, _, group in told["options"]]
+        assert len({group for group in groups if group}) >= 5
+        assert groups == sorted(groups, key=groups.index)  # each group in one piece
