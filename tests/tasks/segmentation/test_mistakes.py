@@ -11,6 +11,8 @@ from masks.made import COLOURS, blobs, pairs, save
 
 from deepvit.cli import main
 
+MIXER = "--model mixer_s32_224 --model.img_size 224 --scene.crop_size 64"
+
 
 def beyond(root: Path) -> None:
     mask = blobs(0)
@@ -58,7 +60,7 @@ def fine(root: Path) -> None:
         (without_image, "", ("1 mask has no image of the same name", "masks/val/01.png")),
         (empty, "", ("val/ holds no image that has a mask",)),
         (void, "", ("train/02.png holds nothing but void",)),
-        (fine, "--model mixer_s32_224 --model.img_size 224 --scene.crop_size 64", ("gives no feature maps", "--scene.crop_size")),
+        (fine, MIXER, ("gives no feature maps", "--scene.crop_size")),
         (fine, "--model vgg11 --head linear --grad_checkpointing", ("gradient checkpointing",)),
         (fine, "--data.first_id x", ("first_id",)),
     ],
