@@ -78,11 +78,13 @@ _CLASSES: dict[type[Any], type[Any]] = {}
 def synchronise(network: nn.Module) -> nn.Module:
     """Let every batch norm of a network take its training statistics over all processes of torch.distributed, in place.
 
-    Re-attention's norm over heads is synchronised by the H×H sums of its maps. Norms with arithmetic of their own stay.
+    Re-attention's norm over heads is synchronised by the H×H sums of its maps. Norms with arithmetic of their own stay,
+    unless they say by ``synchronises = True`` that over several processes they are a plain batch norm.
     """
     for module in network.modules():
         kind = type(module)
-        if kind.forward not in (_BatchNorm.forward, BatchNormAct2d.forward):
+        plain = kind.forward in (_BatchNorm.forward, BatchNormAct2d.forward)
+        if not plain and not getattr(kind, "synchronises", False):
             continue
         if kind not in _CLASSES:
             _CLASSES[kind] = type(f"Synced{kind.__name__}", (Synced, kind), {})
