@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
 import deepvit
 from deepvit import commands
 from deepvit.cli import main
 from deepvit.commands import help as help_module
+from deepvit.data import InputSpec
+from deepvit.errors import UserError
 
 SHAPE = {"depth": 2, "img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
 LIMITED = 5
@@ -113,3 +117,34 @@ def test_help_is_in_words(name: str) -> None:
         groups = [group for _, _, group in told["options"]]
         assert len({group for group in groups if group}) >= 5
         assert groups == sorted(groups, key=groups.index)  # each group in one piece
+
+
+class Own(nn.Module):
+    """A network that nobody knows: 16 patches of 8 pixels, and no word of its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.positions = nn.Conv2d(3, 16, 8, 8), nn.Parameter(torch.randn(1, 16, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)
+        self.encoder, self.head = (
+            nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+            nn.Linear(16, 2),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).mT + self.positions
+        return self.head(self.encoder(tokens).mean(1))
+
+
+def test_a_network_of_ones_own_says_its_size(photographs: Path) -> None:
+    model, common = Own().eval(), {"images": 4, "lesions": "off", "progress": False}
+    with pytest.raises(
+        UserError, match=r"Own failed on images of 224×224 pixels.*give input=PIXELS"
+    ) as error:
+        deepvit.diagnose(model, str(photographs), **common)
+    assert "\n" not in str(error.value)
+    for told in (32, InputSpec(32, (0.5,) * 3, (0.5,) * 3)):
+        report = deepvit.diagnose(model, str(photographs), input=told, **common)
+        assert len(report.metrics["blocks"]) == 2
+    with pytest.raises(UserError, match="input says what images"):
+        deepvit.diagnose("vit_tiny_patch16_224", str(photographs), input=32)

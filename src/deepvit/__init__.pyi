@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 from torch import nn
 
 from deepvit.collapse.lesions.score import Score
+from deepvit.data import InputSpec
 from deepvit.experiments.grid import StudyConfig
 from deepvit.report import Report
 from deepvit.report.sections import Section
@@ -276,6 +277,7 @@ def diagnose(
     device: str = 'auto',
     progress: bool = True,
     *,
+    input: int | tuple[int, int] | InputSpec | None = None,
     name: str | None = None,
     class_names: Sequence[str] | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,

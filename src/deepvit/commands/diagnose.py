@@ -12,7 +12,7 @@ from torch import nn
 
 from deepvit import data as sources
 from deepvit.commands.command import Command
-from deepvit.data import ImageSet, open_images
+from deepvit.data import ImageSet, InputSpec, open_images
 from deepvit.data.loaders import eval_loader
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
@@ -58,7 +58,9 @@ def diagnose(
         device: auto, cpu, cuda, cuda:1, mps; a network in Python stays where it is.
         progress: show a progress bar with the time left.
         **measuring: more of ``deepvit.report.diagnose``, for callers in Python: ``name``, ``class_names``, ``normalize``,
-            ``attention_images``, ``maps``, ``notes``, ``provenance``.
+            ``attention_images``, ``maps``, ``notes``, ``provenance``. And ``input`` for a network with a data string:
+            what it takes, pixels or a ``deepvit.data.InputSpec``; by default what it says of itself as timm's do, else
+            224 pixels.
 
     Raises:
         UserError: a model in which no attention over tokens is found, unreadable data, blocks out of range.
@@ -68,6 +70,12 @@ def diagnose(
     common: dict[str, Any] = {
         "images": images, "blocks": blocks, "lesions": lesions, "figures": figures, "progress": progress,
     }  # fmt: skip
+    told = measuring.pop("input", None)
+    guessed = told is None and isinstance(model, nn.Module) and not getattr(model, "pretrained_cfg", None)
+    if told is not None and (isinstance(model, str) or not isinstance(data, str | Path)):
+        raise UserError(
+            "input says what images a network takes, where data is a string: --model.img_size for a name"
+        )
     if isinstance(model, nn.Module):
         for name, given in (("arch", arch), ("model_args", model_args), ("pretrained", pretrained or None)):
             if given is not None:
@@ -76,7 +84,8 @@ def diagnose(
             if data is None:
                 raise UserError("give images beside the network: a loader of image tensors, or a data string")
             return measure(model, data, out=out, **{**common, **measuring})
-        network, folder = Subject(type(model).__name__, model, input_of(model, {})), out
+        takes = InputSpec(told) if isinstance(told, int | tuple) else told or input_of(model, {})
+        network, folder = Subject(type(model).__name__, model, takes), out
     else:
         network = load_subject(model, arch, model_args, pretrained)
         network.model.to(pick_device(device)).eval()
@@ -113,6 +122,14 @@ def diagnose(
         )
     except UserError as error:
         raise UserError(f"{network.name}: {error}") from None
+    except RuntimeError as error:
+        if not guessed:
+            raise
+        size, why = network.input, str(error).splitlines()[0]
+        raise UserError(
+            f"{network.name} failed on images of {size.height}×{size.width} pixels, taken because it does not say its size; "
+            f"give input=PIXELS or deepvit.data.InputSpec(PIXELS, mean, std) ({why})"
+        ) from error
 
 
 class Relabelled:

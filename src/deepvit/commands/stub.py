@@ -33,6 +33,7 @@ from torch import nn
 
 '''
 TYPED = """from deepvit.collapse.lesions.score import Score
+from deepvit.data import InputSpec
 from deepvit.experiments.grid import StudyConfig
 from deepvit.report import Report
 from deepvit.report.sections import Section
@@ -118,7 +119,8 @@ def diagnose_parameters() -> list[str]:
     more = {name: each for name, each in inspect.signature(measure).parameters.items() if name not in own}
     handed = [each for each in more.values() if each.kind is each.KEYWORD_ONLY]
     taken = [each for each in own.values() if each.kind is not each.VAR_KEYWORD]
-    return [*map(parameter, taken), "*", *map(parameter, handed)]
+    own_network = "input: int | tuple[int, int] | InputSpec | None = None"
+    return [*map(parameter, taken), "*", own_network, *map(parameter, handed)]
 
 
 def parameter(each: inspect.Parameter) -> str:
