@@ -40,7 +40,7 @@ from deepvit.tasks.task import Column, Fitting, Settings, Task
 from deepvit.terminal import print_table, say
 
 CHANNELS, SMALL_CHANNELS = 512, 64
-EPOCHS = 9
+EPOCHS = 7
 MODEL = "deepvit_tiny_d16_patch4_32"
 MODEL_ARGS = {"depth": 8, "reattention_blocks": "none", "stem": "conv"}
 """A convolutional stem learns from few scenes what a linear one does not; attention is plain, to compare cures with."""
