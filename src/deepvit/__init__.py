@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deepvit.commands.compare import compare as compare
     from deepvit.commands.diagnose import diagnose as diagnose
     from deepvit.commands.evaluate import evaluate as evaluate
+    from deepvit.commands.figures import figures as figures
     from deepvit.commands.predict import predict as predict
     from deepvit.experiments.study import study as study
     from deepvit.layers import ReAttention as ReAttention
@@ -49,6 +50,7 @@ _PUBLIC = {
     "convert": "deepvit.models",
     "diagnose": "deepvit.commands.diagnose",
     "evaluate": "deepvit.commands.evaluate",
+    "figures": "deepvit.commands.figures",
     "load_deployed": "deepvit.runs",
     "load_official": "deepvit.models",
     "predict": "deepvit.commands.predict",

@@ -31,6 +31,7 @@ from deepvit.collapse.probe import CollapseProbe as CollapseProbe
 from deepvit.commands.check_data import check_data as check_data
 from deepvit.commands.compare import compare as compare
 from deepvit.commands.evaluate import evaluate as evaluate
+from deepvit.commands.figures import figures as figures
 from deepvit.commands.predict import predict as predict
 from deepvit.layers import ReAttention as ReAttention
 from deepvit.models import convert as convert
@@ -65,6 +66,7 @@ __all__ = [
     'convert',
     'diagnose',
     'evaluate',
+    'figures',
     'load_deployed',
     'load_official',
     'predict',
@@ -153,8 +155,11 @@ class _Train(TypedDict, total=False):
     keep: Literal['last', 'best']
     monitor_every: int
     diagnose_images: int
+    diagnose_at: list[float]
+    diagnose_lesions: Literal['auto', 'off', 'full']
     out: str | None
     devices: str
+    strategy: Literal['auto', 'ddp', 'fsdp']
     nodes: int | None
     workers: int | None
     compile: bool
@@ -216,8 +221,11 @@ def train(
     keep: Literal['last', 'best'] = 'last',
     monitor_every: int = 0,
     diagnose_images: int = 128,
+    diagnose_at: list[float] = ...,
+    diagnose_lesions: Literal['auto', 'off', 'full'] = 'auto',
     out: str | None = None,
     devices: str = 'auto',
+    strategy: Literal['auto', 'ddp', 'fsdp'] = 'auto',
     nodes: int | None = None,
     workers: int | None = None,
     compile: bool = False,

@@ -56,13 +56,14 @@ def run(name: str, arguments: list[str]) -> int:
     import deepvit.models  # noqa: F401  (registers with timm: the command line left it until now)
     from deepvit.runs.place import place
 
-    if name != "train" and (here := place()) is not None and here.world > 1:
+    if name not in ("train", "evaluate") and (here := place()) is not None and here.world > 1:
         if name == "study":
             raise UserError(
                 f"{here.by} has started {here.world} processes: a study shares its runs out itself, by --jobs or --executor"
             )
         if here.rank:
-            return 0  # the first process does it: only training is shared out
+            return 0
+        print(f"deepvit {name} works in one process: the first of {here.world} does it", file=sys.stderr)
 
     command = commands.find(name)
     result = command.function(**values_of(name, command, arguments))

@@ -6,8 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}; choose another place") from None
-    os.close(handle)
     temporary = Path(name)
     try:
+        os.close(handle)
         yield temporary
         # mkstemp makes the file private; a result should have the mode that open() would have given it.
         umask = os.umask(0)
@@ -44,16 +45,37 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
         os.replace(temporary, target)
         if durable:
             synchronise(target.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in _DISK or not target.parent.is_dir():
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a disk that is gone takes the file with it
+            temporary.unlink(missing_ok=True)
+        if said := said_of_place(error, target.parent):
             raise UserError(
-                f"{target} cannot be written: {error.strerror}; make room, or choose another place"
+                f"{target} cannot be written: {said}; make room, or choose another place"
             ) from None
         raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def said_of_place(error: BaseException, folder: Path) -> str | None:
+    """What an error says of the place that is written to: full, read-only, gone; None for an error about something else.
+
+    Libraries written in Rust (safetensors) have the number of the system's error in their text only.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(told.group(1))
+    if number is None:
+        return None
+    if number in _DENIED and Path(str(getattr(error, "filename", None) or folder)).parent != folder:
+        return None
+    if number in _DISK | _DENIED or not folder.is_dir():
+        return os.strerror(number)
+    return None
+
+
+def unfinished(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Temporary files that ``atomic_path`` has left in a folder for files of these names: what wrote them was killed."""
+    patterns = [f".{Path(name).stem}-????????{Path(name).suffix}" for name in names]
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
 
 
 MOST_BYTES = 64 * 1024**2
@@ -102,8 +124,12 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     return value
 
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
-"""What a disk or its permissions say; other errors are not about the place."""
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO,
+    errno.ENOTCONN,
+}  # fmt: skip
+_DENIED = {errno.EACCES, errno.EPERM}
+"""What a disk and its permissions say; other errors are not about the place."""
 
 
 def synchronise(path: Path) -> None:

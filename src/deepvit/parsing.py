@@ -208,7 +208,7 @@ def explain(message: str, options: Iterable[Option], positional: Sequence[Option
     import difflib
 
     known = {option.name: option for option in options}
-    unknown = re.search(r"[Uu]nrecognized arguments?: (\S+)", message)
+    unknown = re.search(r"[Uu]nrecognized arguments?: *(\S*)", message)
     if unknown and unknown.group(1).startswith("--"):
         near = difflib.get_close_matches(unknown.group(1).lstrip("-"), known, n=2, cutoff=0.5)
         key = unknown.group(1).lstrip("-")

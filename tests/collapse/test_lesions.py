@@ -324,6 +324,41 @@ def test_networks_without_a_classifier_are_told_by_the_cosine():
     assert found.single("block")[1].changed is None
 
 
+@torch.no_grad()
+def test_a_network_of_one_output_is_told_by_what_its_head_is_given():
+    model = working(depth=4, classes=1)
+    images = images_of(model, 6)
+    found = lesions_of(model, images)
+    assert (found.measure, found.task) == ("cosine", "features")
+    assert found.told_apart > 0.1  # of the one number it would be 0: nothing could be judged
+    assert believed(found)
+
+    def features():
+        return model.forward_head(model.forward_features(images), pre_logits=True).double()
+
+    intact = features()
+    with replaced(model.blocks[1], lambda x, **_: x):
+        gone = features()
+    expected = 1 - torch.cosine_similarity(intact, gone)
+    assert found.single("block")[1].value == pytest.approx(float(expected.mean()), rel=1e-5)
+    targets = torch.randint(2, (6,))
+    assert lesions_of(model, images, targets=targets).score is None  # no classes, so no accuracy
+
+
+def test_one_output_that_no_layer_makes_is_refused_by_name():
+    class Summed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = working(depth=2)
+
+        def forward(self, x):
+            return self.inner(x).sum(1, keepdim=True)
+
+    model = Summed()
+    found = lesions_of(model, images_of(model.inner, 4))
+    assert found.failed == "it has one output, and no layer is found that makes it"
+
+
 class Dense(torch.nn.Module):
     """Logits for every patch."""
 

@@ -49,9 +49,16 @@ def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_it_writes_table_figure_report_and_all_numbers(done: tuple[Path, dict[str, object]]) -> None:
     out, result = done
-    assert {"study.json", "table.md", "table.csv", "figure.png", "figure.svg", "report.html"} <= {
-        p.name for p in out.iterdir()
+    files = {
+        "study.json",
+        "table.md",
+        "table.csv",
+        "figure.png",
+        "figure.svg",
+        "profiles.json",
+        "report.html",
     }
+    assert files <= {p.name for p in out.iterdir()}
     assert json.loads((out / "study.json").read_text())["groups"] == result["groups"]
     rows = list(csv.DictReader((out / "table.csv").open()))
     assert len(rows) == 6
@@ -179,3 +186,32 @@ def test_every_recipe_can_be_read_and_states_its_evidence(name: str) -> None:
         from deepvit.training.config import TrainConfig
 
         TrainConfig.from_yaml(recipes.find(name))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"methods": ["plain", "attnscale@7"]}, "attnscale@7-s0: .*7"),
+        ({"train": {"data": "no/such/folder"}}, "no/such/folder"),
+        ({"train": {"weights": "nothing.pt"}}, "plain-s0: .*nothing.pt"),
+        ({"train": {"augment": {"randaugment": "rand-nonsense"}}}, "rand-nonsense"),
+        ({"depths": [2, 3], "train": {"model_args": {"heads": 3}}}, "plain-d2-s0: .*heads"),
+    ],
+)
+def test_what_no_run_could_do_is_said_before_anything_is_written(
+    recipe: Path, tmp_path: Path, options: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "train", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(UserError, match=said):
+        study(str(recipe), out=str(tmp_path / "out"), **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_leaves_the_study_that_was_to_be_replaced(
+    recipe: Path, done: tuple[Path, dict[str, object]]
+) -> None:
+    out, _ = done
+    before = sorted(path.name for path in (out / "runs").iterdir())
+    with pytest.raises(UserError, match="no/such/folder"):
+        study(str(recipe), out=str(out), overwrite=True, train={"data": "no/such/folder"})
+    assert sorted(path.name for path in (out / "runs").iterdir()) == before

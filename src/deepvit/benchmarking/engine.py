@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from deepvit.benchmarking.measure import isolated, machine, resident
+from deepvit.benchmarking.timm_script import TIMM, check_script, timm_loop
 from deepvit.training.config import TrainConfig
 
 BARE = "bare loop"
@@ -30,6 +31,7 @@ def run_engine_suite(
     model_args: dict[str, Any] | None = None,
     rounds: int = 3,
     epochs: int = 3,
+    timm_script: str | None = None,
 ) -> dict[str, Any]:
     """Steps per second and memory of both loops, each in a fresh process, in turn A B A B; start-up is left out.
 
@@ -43,26 +45,36 @@ def run_engine_suite(
         model_args: its arguments.
         rounds: how often each loop is run.
         epochs: epochs a run, the first of which warms up.
+        timm_script: path of timm's ``train.py``, which then runs in turn with them.
+
+    Raises:
+        UserError: ``timm_script`` is not that, or fails.
     """
+    if timm_script is not None:
+        check_script(timm_script)
     with tempfile.TemporaryDirectory() as folder:
         archive = make_photographs(Path(folder) / "photographs.tar", images)
         options: dict[str, Any] = {
             "model": model, "model_args": model_args or {}, "data": str(archive), "epochs": epochs,
             "batch_size": batch_size, "diagnose_images": 0, "progress": False, "lr": 1e-3,
         }  # fmt: skip
-        found: dict[str, list[dict[str, float]]] = {BARE: [], ENGINE: []}
+        found: dict[str, list[dict[str, float]]] = {
+            BARE: [],
+            ENGINE: [],
+            **({TIMM: []} if timm_script else {}),
+        }
         for number in range(rounds):
             found[BARE].append(isolated(bare_loop, options))
             found[ENGINE].append(isolated(engine_loop, {**options, "out": f"{folder}/run{number}"}))
-    ratios = [
-        e["steps_per_second"] / b["steps_per_second"] for b, e in zip(found[BARE], found[ENGINE], strict=True)
-    ]
+            if timm_script:
+                found[TIMM].append(timm_loop(options, str(Path(timm_script).resolve())))
+    ratios = faster(found[ENGINE], found[BARE])
     sides = {
         name: {
             "steps_per_second": median(r["steps_per_second"] for r in runs),
             "slowest": min(r["steps_per_second"] for r in runs),
             "fastest": max(r["steps_per_second"] for r in runs),
-            "peak_bytes": max(r["peak_bytes"] for r in runs),
+            "peak_bytes": max((r["peak_bytes"] for r in runs if "peak_bytes" in r), default=None),
         }
         for name, runs in found.items()
     }
@@ -81,7 +93,13 @@ def run_engine_suite(
         "ratio": median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
+        "timm_ratios": faster(found[ENGINE], found[TIMM]) if timm_script else None,
     }
+
+
+def faster(these: list[dict[str, float]], those: list[dict[str, float]]) -> list[float]:
+    """Steps a second of the one over those of the other, round by round."""
+    return [a["steps_per_second"] / b["steps_per_second"] for a, b in zip(these, those, strict=True)]
 
 
 def make_photographs(path: Path, count: int) -> Path:

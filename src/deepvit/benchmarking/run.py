@@ -20,7 +20,9 @@ SUITES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def benchmark(suite: str, out: str = "benchmarks/results", rounds: int | None = None) -> dict[str, Any]:
+def benchmark(
+    suite: str, out: str = "benchmarks/results", rounds: int | None = None, timm_script: str | None = None
+) -> dict[str, Any]:
     """Measure speed and memory against the peers: ratios within one run, sides in turn.
 
     Args:
@@ -28,18 +30,24 @@ def benchmark(suite: str, out: str = "benchmarks/results", rounds: int | None = 
             against a bare loop).
         out: folder for SUITE.json, SUITE.md and SUITE.png.
         rounds: counted rounds; by default each suite's own.
+        timm_script: path of timm's train.py (at the top of its repository), measured beside them in suite engine.
 
     Returns:
         what SUITE.json holds, and under ``files`` the paths.
 
     Raises:
-        UserError: no such suite, or no round.
+        UserError: no such suite, no round, or a script that suite does not take or that fails.
     """
     if suite not in SUITES:
         raise UserError(f"no suite is called {suite!r}: there are {', '.join(SUITES)}")
     if rounds is not None and rounds < 1:
         raise UserError(f"rounds={rounds} must be at least 1")
-    result = SUITES[suite](**({} if rounds is None else {"rounds": rounds}))
+    given: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    if timm_script is not None:
+        if suite != "engine":
+            raise UserError(f"timm_script belongs to suite engine, not to {suite}")
+        given["timm_script"] = timm_script
+    result = SUITES[suite](**given)
     return keep(result, Path(out))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -72,11 +73,20 @@ def engine_lines(result: dict[str, Any]) -> list[str]:
     lines = ["| loop | steps a second (slowest, fastest) | peak memory MB |", "|---|---:|---:|"]
     for name, side in result["sides"].items():
         rates = f"{side['steps_per_second']:.2f} ({side['slowest']:.2f}, {side['fastest']:.2f})"
-        lines.append(f"| {name} | {rates} | {side['peak_bytes'] / 1e6:.0f} |")
+        memory = "–" if side["peak_bytes"] is None else f"{side['peak_bytes'] / 1e6:.0f}"
+        lines.append(f"| {name} | {rates} | {memory} |")
     ratio = (
         f"{100 * result['ratio']:.1f}% ({100 * result['ratio_low']:.1f} to {100 * result['ratio_high']:.1f}%)"
     )
-    return [*lines, "", f"deepvit train reaches {ratio} of the bare loop's steps a second, start-up aside."]
+    lines += ["", f"deepvit train reaches {ratio} of the bare loop's steps a second, start-up aside."]
+    beside = result.get("timm_ratios")
+    if beside:
+        lines += [
+            "",
+            f"It makes {median(beside):.2f} times the steps of timm's train.py a second ({min(beside):.2f} to "
+            f"{max(beside):.2f}), with the same model, images, batch and policy, but for the crop.",
+        ]
+    return lines
 
 
 def draw_growth(result: dict[str, Any], path: Path) -> bool:

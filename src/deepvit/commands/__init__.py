@@ -18,6 +18,7 @@ NAMES: dict[str, str] = {
     "diagnose": "collapse report of any Vision Transformer",
     "compare": "runs side by side: figures, cost, collapse, curves",
     "study": "depths x methods x seeds: table, figure and report",
+    "figures": "the papers' figures from a study's records",
     "convert": "official checkpoints to safetensors",
     "check-data": "what is wrong in a data set, before training",
     "benchmark": "speed and memory against the peers",

@@ -22,5 +22,6 @@ COMMAND = Command(
     examples=(
         "deepvit benchmark attention",
         "deepvit benchmark model --rounds 5",
+        "deepvit benchmark engine --timm_script pytorch-image-models/train.py",
     ),
 )

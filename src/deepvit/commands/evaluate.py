@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
 from deepvit import tasks
@@ -18,7 +20,11 @@ from deepvit.options import Option, build, options_of
 from deepvit.parsing import checked
 from deepvit.runs import load_deployed, pick_device, read_card
 from deepvit.runs.folder import open_stored, stored_options
+from deepvit.runs.place import place
 from deepvit.tasks.task import Settings
+
+if TYPE_CHECKING:
+    from deepvit.training.processes import Team
 
 
 def evaluate(
@@ -57,32 +63,66 @@ def evaluate(
         raise UserError(f"workers={workers} must be at least 0")
     if max_val_images is not None and max_val_images < 1:
         raise UserError(f"max_val_images={max_val_images} must be at least 1")
-    model, card = load_deployed(run, pick_device(device))
-    problem, config = card.problem, stored_options(run)
-    own, asked = build(problem.options, config), asking(problem, options)
-    if data is None:
-        limit = config.get("max_val_images") if max_val_images is None else max_val_images
-        spec, opened = str(config["data"]), open_stored(problem, config)
-    else:
-        limit, spec, opened = max_val_images, data, problem.open(data, DataOptions(), own)
-    settings = Settings(
-        batch_size, AugmentConfig(), options=own, workers=workers, max_val_images=limit, progress=False
-    )
-    images, where = 0, next(model.parameters()).device
-    meter: Any = problem.meter().to(where)  # type: ignore[attr-defined]
-    with torch.inference_mode():
-        for batch, targets in problem.validation(opened, card.input, settings):
-            meter.update(problem.infer(model, batch.to(where), asked), targets.to(where))
-            images += len(batch)
-    figures = {key: float(value) for key, value in meter.compute().items()}
-    result = {
-        "run": str(run), "data": spec, "task": card.task, "images": images, **figures, **problem.detail(meter, opened),
-    }  # fmt: skip
-    if out is not None:
-        file = Path(out) if out.endswith(".json") else Path(out) / "result.json"
-        write_json(file, result)
-        problem.draw(result, file.with_suffix(""))
-    return result
+    with processes(device) as team:
+        where = pick_device(device) if team is None else torch.device(team.device)
+        model, card = load_deployed(run, where)
+        problem, config = card.problem, stored_options(run)
+        own, asked = build(problem.options, config), asking(problem, options)
+
+        def opening() -> Any:
+            return open_stored(problem, config) if data is None else problem.open(data, DataOptions(), own)
+
+        opened = opening() if team is None else team.first_then_others(opening)
+        spec, limit = data if data is not None else str(config["data"]), max_val_images
+        if data is None and limit is None:
+            limit = config.get("max_val_images")
+        settings = Settings(
+            batch_size, AugmentConfig(), options=own, workers=workers, max_val_images=limit, progress=False
+        )
+        images = 0
+        meter: Any = problem.meter().to(where)  # type: ignore[attr-defined]
+        with torch.inference_mode():
+            for batch, targets in problem.validation(opened, card.input, settings):
+                meter.update(problem.infer(model, batch.to(where), asked), targets.to(where))
+                images += len(batch)
+        if team is not None:
+            # Images of many sizes may be shared out with some twice, whose targets count for nothing.
+            known = [len(opened.val)] if hasattr(opened.val, "__len__") else []
+            images = min(team.total(images), *known, *([limit] if limit else []))
+        figures = {key: float(value) for key, value in meter.compute().items()}
+        result = {
+            "run": str(run), "data": spec, "task": card.task, "images": images, **figures, **problem.detail(meter, opened),
+        }  # fmt: skip
+        if out is not None and (team is None or team.rank == 0):
+            file = Path(out) if out.endswith(".json") else Path(out) / "result.json"
+            write_json(file, result)
+            problem.draw(result, file.with_suffix(""))
+        return result
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[Team | None]:
+    """The processes that torchrun or srun has started, inside; None for one that stands alone, or whose script has met
+    the others already.
+
+    Raises:
+        UserError: ``device`` names one for all of them.
+    """
+    here = place()
+    if here is None or here.world == 1 or (dist.is_available() and dist.is_initialized()):
+        yield None
+        return
+    if device not in ("auto", "cpu"):
+        raise UserError(
+            f"{here.by} has started {here.world} processes, each with a device of its own: leave out --device {device}"
+        )
+    from deepvit.training.processes import team
+
+    def start(place: str) -> None:
+        raise AssertionError("the launcher starts them")
+
+    with team(device, None, start) as one:
+        yield one
 
 
 def asking(problem: tasks.Task, options: dict[str, Any]) -> Any:
@@ -109,6 +149,8 @@ def task_of(words: list[str]) -> type[tasks.Task]:
 
 def show(result: dict[str, Any]) -> None:
     """Print an evaluation: the figures, and what the task tells more."""
+    if (here := place()) is not None and here.rank:
+        return  # the first process says it
     kind = tasks.find(result["task"])
     figures = kind.told_figures(result)
     Console().print(

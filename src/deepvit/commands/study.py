@@ -32,6 +32,7 @@ def show(result: dict[str, Any]) -> None:
         ("report.html", "report"),
         ("figure.png", "figure"),
         ("table.md", "table"),
+        ("measures.md", "measures"),
         ("study.json", "all numbers"),
     ):
         if (out / name).exists():

@@ -16,12 +16,15 @@ from typing import Any
 
 import yaml
 
-from deepvit import recipes
+from deepvit import recipes, tasks
 from deepvit.errors import UserError
 from deepvit.experiments.executors import Job, JobLost, make_executor
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
+from deepvit.experiments.measures import write_measures
+from deepvit.experiments.profiles import write_profiles
 from deepvit.experiments.progress import EpochProgress
+from deepvit.experiments.rehearsal import rehearse
 from deepvit.experiments.rows import (
     PROFILE,
     columns_of,
@@ -50,7 +53,8 @@ _EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs", 
 
 
 def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dict[str, Any]:
-    """Run a study and write ``study.json``, ``table.md``, ``table.csv``, ``figure.png`` and ``report.html``.
+    """Run a study and write ``study.json``, ``table.md``, ``table.csv``, ``figure.png``, ``profiles.json``, ``report.html``;
+    of at least five configurations also ``measures.csv`` and ``measures.md``: which measures go with the result.
 
     Runs that are done are skipped, one that was interrupted is resumed; a run whose loss diverges is a result
     too and is recorded as such.
@@ -92,7 +96,9 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
         print(f"the study goes on by: deepvit study {file}", file=sys.stderr, flush=True)
         raise
     draw_study(result, out)
+    write_profiles(result, out)
     write_report(config, done, out, result)
+    write_measures(result["runs"], out, tasks.find(result["task"]).watch, config.title or result["recipe"])
     return result
 
 
@@ -143,19 +149,15 @@ RETRIES = 3
 
 
 def prepare(config: StudyConfig, out: Path) -> None:
-    """Check every run's options and the folder, then write ``study.yaml``.
+    """Check every run's options, its network and the data, and the folder; then write ``study.yaml``.
 
     Raises:
-        UserError: the folder holds a study with other options, or something else.
+        UserError: a run that could not be trained; the folder holds a study with other options, or something else.
     """
-    for cell in cells(config):
-        config_of(config, cell)
     plain = config.plain()
     path = out / "study.yaml"
-    if config.overwrite:
-        shutil.rmtree(out / "runs", ignore_errors=True)
     # A recipe that failed before its first run left no work that could be lost.
-    if path.exists() and any((out / "runs").glob("*")):
+    if path.exists() and not config.overwrite and any((out / "runs").glob("*")):
         stored = StudyConfig(**read_yaml(path, "study")).plain()
         for name, value in plain.items():
             before: Any = stored.get(name)
@@ -171,6 +173,9 @@ def prepare(config: StudyConfig, out: Path) -> None:
             )
     elif out.is_dir() and any(out.iterdir()) and not path.exists():
         raise UserError(f"{out} holds something that is not a study: give another folder with --out")
+    rehearse(config, None if config.overwrite else out / "runs")
+    if config.overwrite:
+        shutil.rmtree(out / "runs", ignore_errors=True)
     write_atomic(path, yaml.safe_dump({**plain, "overwrite": False}, sort_keys=False, allow_unicode=True))
 
 

@@ -11,14 +11,16 @@ from typing import Any
 
 from deepvit.data import DataOptions
 from deepvit.errors import UserError
-from deepvit.files import read_json, read_text
+from deepvit.files import read_json, read_text, unfinished
 from deepvit.options import build
 from deepvit.parsing import read_yaml
 from deepvit.tasks import Task
 
+UNDERWAY = "underway"
+"""Folder of what was measured while the run trained: ``underway/SHARE/collapse.json``."""
 _OURS = {
     "config.yaml", "run.json", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "tensorboard",
-    "collapse.json", "report.html", "figures", "nonfinite",
+    "collapse.json", "report.html", "figures", "nonfinite", UNDERWAY,
 }  # fmt: skip
 
 
@@ -77,6 +79,23 @@ def clear_folder(out: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
+            path.unlink(missing_ok=True)
+
+
+_PARTS = {
+    "last.ckpt",
+    "previous.ckpt",
+    "digests.json",
+    "best.safetensors",
+    "weights.safetensors",
+    "record.json",
+}
+
+
+def sweep(out: Path) -> None:
+    """Remove what writes that were killed have left: with every preemption it could be a checkpoint that is half there."""
+    for folder in (out, out / "checkpoints", out / "nonfinite"):
+        for path in unfinished(folder, _OURS | _PARTS):
             path.unlink(missing_ok=True)
 
 

@@ -33,8 +33,9 @@ def writing(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is being written by {holder}: wait for it, or give another folder with --out"
             )
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
         os.close(handle)

@@ -16,6 +16,7 @@ from torch import nn
 from deepvit.files import atomic_path, write_json
 from deepvit.ops.collective import alone
 from deepvit.training.guards import first_bad_gradient, first_nonfinite
+from deepvit.training.sharding import put_together, whole_state
 
 FOLDER = "nonfinite"
 
@@ -52,7 +53,7 @@ def keep_bad(module: Any, kind: str, text: str, terms: dict[str, float]) -> None
     began = first_bad_gradient(module.model) if kind == "gradient" else None
     images, targets = module.batch if module.batch is not None else (None, None)
     if images is not None:
-        with kept_state(module.model), alone():  # the other processes may not come here
+        with put_together(module.model), kept_state(module.model), alone():  # the others may not come here
             batch = module.batch_numbers[-1] if module.batch_numbers else 0
             own = seed_step(module.config.optim.seed, module.current_epoch, batch, module.global_rank)
             forward = first_nonfinite(
@@ -73,12 +74,12 @@ def keep_bad(module: Any, kind: str, text: str, terms: dict[str, float]) -> None
 
 
 def weights_of(module: Any) -> dict[str, torch.Tensor]:
-    """The network's state and that of the losses' own heads, by prefixed name."""
+    """The network's state and that of the losses' own heads, by prefixed name; of a sharded one all processes take part."""
     parts: dict[str, nn.Module] = {"model": module.model, "objective": module.objective}
     return {
         f"{part}.{name}": value.detach().cpu().contiguous().clone()
         for part, one in parts.items()
-        for name, value in one.state_dict().items()
+        for name, value in whole_state(one.state_dict()).items()
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from deepvit.runs.folder import read_metrics
 from deepvit.tasks import Column
 from deepvit.terminal import say
 from deepvit.training.in_force import write_hparams
+from deepvit.training.sharding import whole_state
 from deepvit.training.trainee import Trainee
 
 
@@ -150,6 +153,13 @@ class RunLog(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
 
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What is done inside is no time of training."""
+        started = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - started
+
     def on_validation_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """Stop the clock of training while validation runs."""
         if not trainer.sanity_checking:
@@ -202,11 +212,10 @@ class BestWeights(Callback):
         value = value if watched.better == "higher" else -value
         if value > self.best:
             self.best = value
+            state = whole_state(module.evaluated.state_dict(), keep=trainer.is_global_zero)
             if trainer.is_global_zero:
                 with atomic_path(self.path) as temporary:
-                    save_file(
-                        {k: v.contiguous().cpu() for k, v in module.evaluated.state_dict().items()}, temporary
-                    )
+                    save_file({k: v.contiguous().cpu() for k, v in state.items()}, temporary)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far goes into the checkpoint."""

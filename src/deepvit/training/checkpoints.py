@@ -22,6 +22,7 @@ from deepvit.files import atomic_path, synchronise, write_atomic
 from deepvit.models.unpickle import refuse_compressed
 
 LAST, PREVIOUS, DIGESTS = "last.ckpt", "previous.ckpt", "digests.json"
+_SECOND = ".previous-renaming.ckpt"  # as ``files.unfinished`` knows what a kill has left
 _CHUNK = 1 << 22
 
 
@@ -77,7 +78,7 @@ class SafeCheckpoints(TorchCheckpointIO):
 
 def keep_previous(target: Path) -> None:
     """Give the present checkpoint a second name, so that it never is without one."""
-    previous, second = target.with_name(PREVIOUS), target.with_name(f".{PREVIOUS}")
+    previous, second = target.with_name(PREVIOUS), target.with_name(_SECOND)
     second.unlink(missing_ok=True)
     try:
         os.link(target, second)
@@ -85,6 +86,7 @@ def keep_previous(target: Path) -> None:
         os.replace(target, previous)
         return
     os.replace(second, previous)
+    second.unlink(missing_ok=True)  # two names of one file, as a kill leaves them, are not renamed
 
 
 def digests(folder: Path) -> list[str]:

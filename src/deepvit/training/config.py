@@ -166,11 +166,19 @@ class ResultOptions:
     """Measure collapse on a fixed probe batch every so many steps (0: only after training)."""
     diagnose_images: int = 128
     """Validation images in the collapse report written after training (0: no report)."""
+    diagnose_at: list[float] = field(default_factory=list)
+    """Measure collapse also at these shares of training, as 0 0.1 0.5, into underway/SHARE/collapse.json of the run."""
+    diagnose_lesions: Literal["auto", "off", "full"] = "auto"
+    """Lesions in these reports: auto (within a time), off, full (all, on all of `diagnose_images`)."""
 
     def __post_init__(self) -> None:
         """Refuse negative counts."""
         for name in ("monitor_every", "diagnose_images"):
             at_least(name, getattr(self, name), 0)
+        for share in self.diagnose_at:
+            below_one("diagnose_at", share)
+        if self.diagnose_at and not self.diagnose_images:
+            raise UserError("--diagnose_at needs images: leave out --diagnose_images 0")
 
 
 @dataclass
@@ -182,6 +190,9 @@ class RunOptions:
     devices: str = "auto"
     """Devices of one machine, a process each: auto (one), cpu, cpu:N (N processes), a number of accelerators, or their
     indices as 0,1; torchrun and srun start the processes themselves."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What several processes hold: ddp (auto) the whole network each, fsdp each its share of weights, gradients and
+    moments."""
     nodes: int | None = None
     """Machines; each is then given MASTER_ADDR, MASTER_PORT and NODE_RANK (torchrun and srun say all that themselves)."""
     workers: int | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepvit.errors import UserError
+from deepvit.training.sharding import whole
 
 HELP = "lower --lr, lengthen --warmup_steps, or use --precision 32"
 
@@ -157,5 +158,9 @@ def first_nonfinite(model: nn.Module, run: Any) -> str | None:
 
 def first_bad_gradient(model: nn.Module) -> str | None:
     """Name of the last parameter, in the order of the network, whose gradient is not finite: backward starts there."""
-    bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    bad = [
+        n
+        for n, p in model.named_parameters()
+        if p.grad is not None and not bool(whole(p.grad).isfinite().all())
+    ]
     return bad[-1] if bad else None

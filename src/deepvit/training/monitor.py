@@ -13,6 +13,7 @@ from deepvit.collapse.probe import CollapseProbe
 from deepvit.collapse.stream import evaluating
 from deepvit.errors import UserError
 from deepvit.report.spoken import SpokenVerdict, speak
+from deepvit.training.sharding import put_together
 
 
 class CollapseMonitor(pl.Callback):
@@ -21,8 +22,8 @@ class CollapseMonitor(pl.Callback):
     The numbers go to the trainer's loggers under ``collapse/``: attention similarity (also centred),
     entropy, patch similarity and distance from rank one, each as the mean over the deeper half of the
     blocks (``deep``) and in the last one (``last``), the count of similar blocks, and ``collapse/seconds``,
-    what the measurement cost. Only the first process measures; there are no collectives, so other processes
-    do not wait for it.
+    what the measurement cost. Only the first process measures; the others do not wait for it, unless the network is
+    shared out (``fully_shard``) and has to be put together.
 
     Args:
         probe_images: float images [B, C, h, w], preprocessed as for training; ``None`` takes the first
@@ -63,9 +64,15 @@ class CollapseMonitor(pl.Callback):
     ) -> None:
         """Measure when ``every_n_steps`` more optimizer steps were made; accumulation has batches without."""
         step = trainer.global_step
-        if step % self.every_n_steps or step == self._last_step or not trainer.is_global_zero:
+        if step % self.every_n_steps or step == self._last_step:
             return
         self._last_step = step
+        with put_together(pl_module):
+            if trainer.is_global_zero:
+                self._measure(trainer, pl_module, batch)
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        step = trainer.global_step
         if self.probe is None:
             images = self.probe_images if self.probe_images is not None else _images_of(batch)
             self.probe = CollapseProbe(

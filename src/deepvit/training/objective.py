@@ -83,6 +83,12 @@ class Objective(nn.Module):
         own = self.criterion(output, mixed.targets)
         return total_of(own) + self.diversity.total(terms), {**own, **terms}
 
+    def parts(self) -> list[nn.Module]:
+        """What is trained beside the network: heads of the diversity losses."""
+        if self.diversity is None:
+            return []
+        return [part for part in self.diversity.children() if any(True for _ in part.parameters())]
+
 
 def total_of(terms: dict[str, Tensor]) -> Tensor:
     """The sum of the terms; one term is its own sum, to the bit."""

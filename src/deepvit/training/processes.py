@@ -140,6 +140,14 @@ class Team:
         assert mine is not None
         return mine[0]
 
+    def total(self, count: int) -> int:
+        """The sum of a number over all processes."""
+        if self.world == 1:
+            return count
+        every = torch.tensor(count)
+        dist.all_reduce(every)
+        return int(every)
+
 
 def largest(value: float, device: torch.device | str = "cpu") -> float:
     """The largest value of all processes; what it decides does then not differ between them."""

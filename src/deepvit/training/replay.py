@@ -13,7 +13,7 @@ from deepvit.files import read_json
 from deepvit.training.bad_step import FOLDER, kept_state, seed_step
 from deepvit.training.config import TrainConfig
 from deepvit.training.guards import first_bad_gradient, first_nonfinite
-from deepvit.training.run import prepared
+from deepvit.training.parts import prepared
 
 
 def replay(run: str | Path, process: int = 0) -> dict[str, Any]:

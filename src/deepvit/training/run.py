@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,28 @@ import lightning
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from deepvit import tasks
 from deepvit.data import Loaders
 from deepvit.errors import UserError
 from deepvit.files import write_atomic, write_json
 from deepvit.layers.synced_norm import synchronise
 from deepvit.provenance import command, hardware, versions
 from deepvit.runs.card import ModelCard, load_deployed, save_deployed
-from deepvit.runs.folder import Run, check_folder, clear_folder, read_run
+from deepvit.runs.folder import Run, check_folder, clear_folder, read_run, sweep
 from deepvit.runs.lock import writing
-from deepvit.tasks import Settings, Task
 from deepvit.terminal import say
-from deepvit.training.build import build_model, native_size
 from deepvit.training.callbacks import RunLog
 from deepvit.training.checkpoints import newest_good
 from deepvit.training.config import RunOptions, TrainConfig
 from deepvit.training.datamodule import BatchModule
+from deepvit.training.diagnosing import Underway, diagnose_run
 from deepvit.training.in_force import in_force
-from deepvit.training.objective import Objective
 from deepvit.training.optim import epochs_of
+from deepvit.training.parts import Prepared, prepared
 from deepvit.training.processes import Team, team
+from deepvit.training.sharding import whole_state
 from deepvit.training.spawning import start
-from deepvit.training.strategy import has_unused
+from deepvit.training.strategy import check_strategy, has_unused
 from deepvit.training.trainee import Trainee
 from deepvit.training.trainer import build_trainer, fit
 
@@ -68,13 +66,15 @@ def train(config: TrainConfig | None = None, *, given: Collection[str] | None = 
     if not (isinstance(devices, str | int) and isinstance(nodes, int | None)):
         TrainConfig(**options)  # says what is wrong
     with team(str(devices), nodes, lambda place: start(place, options, chosen)) as one:
-        settled, out = one.decide(lambda: settle(dict(options), chosen))
+        settled, out = one.decide(lambda: settle(dict(options), chosen, one))
         if settled is None:
             return read_run(out)
         return _train(TrainConfig(**settled), out, one)
 
 
-def settle(options: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, Any] | None, Path]:
+def settle(
+    options: dict[str, Any], chosen: Collection[str], team: Team
+) -> tuple[dict[str, Any] | None, Path]:
     """What a run's options come to, with the folder as it is: all options, or None for a run that is done; and the folder.
 
     Raises:
@@ -99,6 +99,7 @@ def settle(options: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, 
                 return None, out
             if newest_good(out / "checkpoints")[0] is None:
                 raise UserError(f"{out} has no checkpoint to go on from: train anew with --out")
+    check_strategy(config, team)
     return config.options(), out
 
 
@@ -114,38 +115,6 @@ def default_out(config: TrainConfig) -> str:
     return f"runs/{model}-{Path(config.data.spec).stem or 'data'}"
 
 
-@dataclass
-class Prepared:
-    """What is trained, on what, by what loss: everything that the options alone decide."""
-
-    network: nn.Module
-    card: ModelCard
-    problem: Task
-    objective: Objective
-    loaders: Loaders
-    data: Any
-    examples: Callable[[Tensor, Any, Any], Tensor] | None = None
-
-
-def prepared(config: TrainConfig) -> Prepared:
-    """Build the parts of a run.
-
-    Raises:
-        UserError: a mistake in the options or the data.
-    """
-    lightning.seed_everything(config.optim.seed, verbose=False)
-    kind = tasks.find(config.task)
-    data = kind.open(config.data.spec, config.data.source, config.own)
-    problem = kind(kind.facts_of(data, config.own))
-    network, card = build_model(config, problem, native_size(data))
-    fitting = problem.fitting(data, card.input, network, settings_of(config))
-    objective = Objective(
-        problem.backbone(network), fitting.criterion, classes=problem.classes, weights=config.loss.weights,
-        options=config.loss.args, mix=fitting.mix,
-    )  # fmt: skip
-    return Prepared(network, card, problem, objective, fitting.loaders, data, fitting.examples)
-
-
 def _train(config: TrainConfig, out: Path, team: Team) -> Run:
     started = time.time()
 
@@ -159,16 +128,23 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
     card, loaders = parts.card, parts.loaders
     if team.world > 1 and config.optim.sync_batchnorm:
         synchronise(parts.network)
-    unused = team.world > 1 and has_unused(parts.network, torch.zeros(1, 3, *card.input.hw))
+    sharded = config.run.strategy == "fsdp"
+    unused = team.world > 1 and not sharded and has_unused(parts.network, torch.zeros(1, 3, *card.input.hw))
     trainer, progress = build_trainer(config, out, team, unused)
     steps, images_per_step = steps_of(loaders, trainer, config)
     trainer.fit_loop.max_epochs = epochs_of(config.optim, steps)
+    if config.result.diagnose_at:
+        total = steps * epochs_of(config.optim, steps)
+        trainer.callbacks.insert(2, Underway(config, out, parts, total, progress))  # type: ignore[attr-defined]
     progress.in_force = in_force(config, card, loaders, trainer, steps, images_per_step)
     if config.optim.grad_checkpointing:
         checkpoint_blocks(parts.problem.backbone(parts.network))
     module = Trainee(
         parts.network, parts.objective, parts.problem, config, steps, images_per_step, out, parts.examples
     )
+
+    # What is deployed is put into this one: the network itself stays in shares.
+    spare = copy.deepcopy(parts.network) if sharded and team.rank == 0 else None
 
     # From here on files are written: everything that the user could have got wrong has been looked at.
     with contextlib.ExitStack() as held:
@@ -177,9 +153,13 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
         fit(trainer, module, BatchModule(loaders), resumed, out)
         if not progress.rows:  # it had ended before, and only its record was missing
             progress.read(epochs_of(config.optim, steps))
+        state = whole_state(module.evaluated.state_dict(), keep=spare is not None) if sharded else {}
         if team.rank:
             return Run(out, {"task": config.task, "result": module.val_results})
         network = module.evaluated
+        if spare is not None:
+            network = spare
+            network.load_state_dict(state)
         card.weights = "ema" if module.ema is not None else "last"
         if config.result.keep == "best":
             network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))
@@ -201,6 +181,7 @@ def opened(config: TrainConfig, out: Path, held: contextlib.ExitStack) -> Path |
         UserError: another process writes there, or every checkpoint is damaged.
     """
     held.enter_context(writing(out))
+    sweep(out)
     resumed, said = newest_good(out / "checkpoints") if config.run.resume else (None, [])
     for line in said:
         print(line, file=sys.stderr, flush=True)
@@ -209,22 +190,6 @@ def opened(config: TrainConfig, out: Path, held: contextlib.ExitStack) -> Path |
     (out / "run.json").unlink(missing_ok=True)  # a run made longer has not ended
     write_atomic(out / "config.yaml", config.to_yaml(), durable=True)
     return resumed
-
-
-def settings_of(config: TrainConfig) -> Settings:
-    """What of the options concerns batches."""
-    return Settings(
-        batch_size=config.optim.batch_size,
-        augment=config.data.augment,
-        losses=config.loss.weights,
-        options=config.own,
-        workers=config.run.workers,
-        seed=config.optim.seed,
-        max_train_images=config.data.max_train_images,
-        max_val_images=config.data.max_val_images,
-        unreadable=config.data.unreadable,
-        progress=config.run.progress,
-    )
 
 
 def checkpoint_blocks(backbone: torch.nn.Module) -> None:
@@ -309,79 +274,4 @@ def record(
         "unreadable": unreadable,
         "in_force": log.in_force,
         "result": result,
-    }
-
-
-def diagnose_run(
-    config: TrainConfig,
-    out: Path,
-    network: torch.nn.Module,
-    parts: Prepared,
-    info: dict[str, Any],
-    rows: list[dict[str, Any]],
-) -> None:
-    """Write ``collapse.json`` and ``report.html`` of the deployed weights, with what the task adds to the latter.
-
-    A network without attention over tokens has no such report: the reason is printed and training counts as done.
-    """
-    if not config.result.diagnose_images:
-        return
-    from deepvit.report import diagnose
-    from deepvit.runs.subjects import score_of
-
-    card, loaders = parts.card, parts.loaders
-    try:
-        report = diagnose(
-            network,
-            loaders.val_loader_for(config.result.diagnose_images),
-            out=out,
-            images=config.result.diagnose_images,
-            name=out.name,
-            class_names=card.problem.labels,
-            normalize=(card.input.mean, card.input.std),
-            score=score_of(card.problem),
-            progress=False,
-            foremost=card.problem.foremost,
-            sections=card.problem.report_parts(network, parts.data, card.input, settings_of(config)),
-            provenance={
-                "data": config.data.spec,
-                "train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)},
-                "run": described(config, card, loaders, info, rows),
-            },
-        )
-        info["verdict"] = report.verdict.headline
-    except UserError as error:
-        say(f"no collapse report: {error}", Console(stderr=True))
-
-
-def described(
-    config: TrainConfig, card: ModelCard, loaders: Loaders, info: dict[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What a run is, in the form of ``deepvit.report.run``, for the header of its report."""
-    result = info["result"]
-    columns = [column for column in card.problem.columns if f"val/{column.key}" in result]
-
-    def curve(name: str, key: str, unit: str = "") -> dict[str, Any]:
-        points = [[int(row["epoch"]), float(row[key])] for row in rows if row.get(key) not in (None, "")]
-        return {"name": name, "unit": unit, "x": "epoch", "points": points}
-
-    return {
-        "model": card.arch,
-        "arguments": card.model_args,
-        "cures": card.cures,
-        "losses": config.loss.weights,
-        "data": config.data.spec,
-        "images": len(loaders.train_set),
-        "epochs": config.optim.epochs,
-        "batch": config.optim.batch_size * config.optim.accumulate,
-        "seed": config.optim.seed,
-        "weights": card.weights,
-        "results": [
-            {"name": c.title, "value": round(result[f"val/{c.key}"], c.digits), "unit": c.unit}
-            for c in columns
-        ],
-        "curves": [
-            curve("training loss", "train/loss"),
-            *(curve(c.title, f"val/{c.key}", c.unit) for c in columns),
-        ],
     }

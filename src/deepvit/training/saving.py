@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from deepvit.training.checkpoints import LAST
 from deepvit.training.guards import DivergedError
 from deepvit.training.processes import largest
+from deepvit.training.sharding import own
 from deepvit.training.trainee import Trainee
 
 AGAIN = 75
@@ -119,7 +120,7 @@ def listen(ask: Any) -> dict[int, Any]:
 
 def bad_weights(module: Trainee) -> list[str]:
     """Names of parameters and buffers with NaN or infinite values; one wait for the device."""
-    tensors = [(n, t) for n, t in module.state_dict().items() if t.is_floating_point()]
+    tensors = [(n, own(t)) for n, t in module.state_dict().items() if t.is_floating_point()]
     if not tensors:
         return []
     # A sum is finite only if all terms are, unless it overflows: what looks bad is looked at by element.

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
+from deepvit.errors import UserError
 from deepvit.runs.place import Place
+from deepvit.training.config import TrainConfig
 from deepvit.training.processes import Team
+from deepvit.training.sharding import share, whole_state
 
 
 class Here(ClusterEnvironment):
@@ -92,6 +99,67 @@ class DataParallel(DDPStrategy):
         return self._device
 
 
+class Sharded(ModelParallelStrategy):
+    """``--strategy fsdp``: each process holds its share of weights, gradients and moments.
+
+    Lightning's strategy shards; ``Trainee.configure_model`` says what. Checkpoints are those of every other strategy (whole
+    tensors by plain names), so that a run goes on in any number of processes with any of them.
+
+    Args:
+        team: the processes.
+    """
+
+    def __init__(self, team: Team) -> None:
+        super().__init__(
+            data_parallel_size=team.world, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+        self.cluster_environment = Here(team.place)
+        self._device = torch.device(team.device)
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process: every process has one, whatever Lightning counts."""
+        return self._device
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Its state is in the checkpoint that was read."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole tensors in the first process, nothing in the others; all take part."""
+        assert self.lightning_module is not None
+        return whole_state(self.lightning_module.state_dict(), keep=self.global_rank == 0)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As ``lightning_module_state_dict``, in the form that the optimizer gives by itself."""
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        parts = {
+            number: whole_state(part, keep=self.global_rank == 0) for number, part in state["state"].items()
+        }
+        return {**state, "state": parts}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every process reads the file."""
+        return dict(Strategy.load_checkpoint(self, checkpoint_path, weights_only))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Each process keeps its share."""
+        assert self.lightning_module is not None
+        options = StateDictOptions(full_state_dict=True, strict=strict)
+        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=options)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Each process keeps its share."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            parts = {
+                number: {name: share(value, parameters[number]) for name, value in part.items()}
+                for number, part in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": parts})
+
+
 def has_unused(network: nn.Module, image: Tensor) -> bool:
     """Whether a network has trained parameters that its output for an image [1, 3, H, W] does not hang on."""
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -113,7 +181,29 @@ def has_unused(network: nn.Module, image: Tensor) -> bool:
             module.training = mode
 
 
-def lightning_arguments(team: Team, unused: bool) -> dict[str, Any]:
+def check_strategy(config: TrainConfig, team: Team) -> None:
+    """Refuse a strategy that there is nothing for, or that other options do not go with.
+
+    Raises:
+        UserError: in one line.
+    """
+    asked = config.run.strategy
+    if asked == "auto":
+        return
+    if team.world == 1:
+        raise UserError(
+            f"--strategy {asked} shares a run out to several processes, and this is one: add --devices 2 (or cpu:2), or "
+            "leave it out"
+        )
+    if asked == "fsdp" and config.run.compile:
+        raise UserError(
+            "--strategy fsdp gathers weights block by block, which --compile does not see: leave one out"
+        )
+    if asked == "fsdp" and config.optim.precision == "16":
+        raise UserError("--strategy fsdp has no loss scaling for --precision 16: take bf16 or 32")
+
+
+def lightning_arguments(config: TrainConfig, team: Team, unused: bool) -> dict[str, Any]:
     """Accelerator, devices, strategy and environment for Lightning's Trainer."""
     if team.device == "auto":
         accelerator, devices = "auto", 1
@@ -121,8 +211,12 @@ def lightning_arguments(team: Team, unused: bool) -> dict[str, Any]:
         accelerator, devices = "cpu", 1
     else:
         accelerator, devices = "gpu", [int(team.device.removeprefix("cuda:"))]  # type: ignore[assignment]
-    if team.world > 1:
-        strategy = DataParallel(team, unused)
-        return {"accelerator": accelerator, "devices": devices, "strategy": strategy, "plugins": []}
-    # Said explicitly: from variables of a scheduler that happen to be there Lightning would conclude that it is one of many.
-    return {"accelerator": accelerator, "devices": devices, "plugins": [LightningEnvironment()]}
+    arguments: dict[str, Any] = {"accelerator": accelerator, "devices": devices}
+    if team.world == 1:
+        # Said explicitly: from variables of a scheduler that happen to be there Lightning would conclude that it is one of
+        # many.
+        return {**arguments, "plugins": [LightningEnvironment()]}
+    if config.run.strategy == "fsdp":
+        # What is gathered in inference mode could not be trained with afterwards.
+        return {**arguments, "strategy": Sharded(team), "plugins": [], "inference_mode": False}
+    return {**arguments, "strategy": DataParallel(team, unused), "plugins": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from deepvit.training.guards import HELP, DivergedError, Guard, Policy, attentio
 from deepvit.training.objective import Objective
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
 from deepvit.training.processes import every_process, largest
+from deepvit.training.sharding import put_together, shard, whole
+from deepvit.training.strategy import Sharded
 
 
 class Trainee(lightning.LightningModule):
@@ -70,6 +73,23 @@ class Trainee(lightning.LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._after_mixing: Callable[[], None] | None = None
+
+    def configure_model(self) -> None:
+        """With ``--strategy fsdp``, share out the network, its moving average and the losses' own parts."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, Sharded):
+            return
+        mesh = strategy.device_mesh["data_parallel"]
+        # Losses of attention maps compute with a block's weights after its forward pass.
+        again = self.objective.diversity is None
+        shard(self.model, mesh, gather_again=again)
+        if self.ema is not None:
+            self.ema.foreach = (
+                False  # running statistics are not shared out, and torch takes no mixture at once
+            )
+            shard(self.ema.module, mesh)
+        for part in self.objective.parts():
+            shard(part, mesh)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -137,6 +157,7 @@ class Trainee(lightning.LightningModule):
             norm = torch.nn.utils.clip_grad_norm_(parameters, most)
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole(norm)
         if self.config.optim.precision != "16" and self.guard.look(norm, self.global_step, optimizer):
             self.bad_gradient(optimizer)
 
@@ -206,6 +227,15 @@ class Trainee(lightning.LightningModule):
         scheduler.step_update(num_updates=self.global_step)
 
     # -- validation --------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """A sharded network is whole while it is validated: images differ in the number of passes that they take."""
+        self._validating = contextlib.ExitStack()
+        self._validating.enter_context(put_together(self.evaluated))
+
+    def on_validation_end(self) -> None:
+        """Share it out again."""
+        self._validating.close()
 
     def validation_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> None:
         """Measure the evaluated weights."""

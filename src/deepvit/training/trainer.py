@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from deepvit.errors import UserError
+from deepvit.files import said_of_place
 from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.checkpoints import SafeCheckpoints
 from deepvit.training.config import TrainConfig
@@ -31,7 +32,7 @@ def build_trainer(
     config: TrainConfig, out: Path, team: Team, unused: bool = False
 ) -> tuple[lightning.Trainer, RunLog]:
     """Lightning's Trainer with what a run shows and keeps, for one process of a team."""
-    arguments = lightning_arguments(team, unused)
+    arguments = lightning_arguments(config, team, unused)
     progress = Progressing(config.run.progress)
     log = RunLog(out, config.run.log_every, progress)
     callbacks: list[Callback] = [progress, log]
@@ -91,6 +92,12 @@ def fit(
             ) from None
         except Ended as ended:
             stop(ended.number, out)
+        except OSError as error:  # TensorBoard's writer, for one
+            if said := said_of_place(error, out):
+                raise UserError(
+                    f"{error.filename or out} cannot be written: {said}; make room.{way_on(out)}"
+                ) from None
+            raise
         except (KeyboardInterrupt, SystemExit):  # pressed twice: nothing of the present step is waited for
             said = (
                 "what was saved last is kept" if checkpoint or saving.path.exists() else "nothing was saved"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,12 @@ class Reader:
     """How the answer is read from a network's output.
 
     ``task``: "classification" (logits [B, K]), "dense" (logits [B, K, h, w]) or "features" (pooled to [B, C]).
+    ``head``: name of the module whose input is read instead of the output, or "". One number an image has no direction that
+    a cosine could compare, and no other class: what it was made of is compared.
     """
 
     task: str
+    head: str = ""
 
     @property
     def measure(self) -> str:
@@ -43,9 +47,15 @@ def reader_of(model: nn.Module, output: Any) -> Reader:
     """How a network's answer is read, from what it returned: as classes where a classifier made it.
 
     A classifier is what calls its output logits, says ``num_classes`` above 0 (timm), or returns what one of its
-    ``Linear`` or ``Conv2d`` layers of as many outputs can have made.
+    ``Linear`` or ``Conv2d`` layers of as many outputs can have made. Of a network of one output the features before it
+    are read.
+
+    Raises:
+        UserError: one output, and no layer that can have made it.
     """
     tensor = answer_of(output)
+    if tensor.shape[1] == 1 and tensor.ndim in (2, 4):
+        return Reader("features", single_head(model))
     named = isinstance(output, Mapping) and any(key in output for key in _CLASSES)
     stated = getattr(model, "num_classes", None)
     width = tensor.shape[1]
@@ -59,6 +69,37 @@ def reader_of(model: nn.Module, output: Any) -> Reader:
     if not classes or width < 2 or tensor.ndim == 3:
         return Reader("features")
     return Reader("dense" if tensor.ndim == 4 else "classification")
+
+
+def single_head(model: nn.Module) -> str:
+    """Name of the layer that makes the one output: the last of one output, heads by name before others."""
+    found: list[str] = [
+        name
+        for name, module in model.named_modules()
+        if 1 in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+    ]
+    chosen = [name for name in found if _is_head(name)] or found
+    if not chosen:
+        raise UserError("it has one output, and no layer is found that makes it")
+    return chosen[-1]
+
+
+@contextmanager
+def input_of_head(model: nn.Module, reader: Reader) -> Iterator[list[Tensor]]:
+    """Keep what enters ``reader.head`` in the passes inside; the last one's is the list's only entry."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: Any) -> None:
+        seen[:] = [args[0]]
+
+    if not reader.head:
+        yield seen
+        return
+    handle = model.get_submodule(reader.head).register_forward_pre_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _is_head(name: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepvit import capturing as cap
 from deepvit.capturing import Anatomy
 from deepvit.collapse.lesions import together
-from deepvit.collapse.lesions.answers import Reader, ToldApart, answer_of, reader_of
+from deepvit.collapse.lesions.answers import Reader, ToldApart, answer_of, input_of_head, reader_of
 from deepvit.collapse.lesions.budget import Budget, memory_chunk
 from deepvit.collapse.lesions.catalogue import LESIONS
 from deepvit.collapse.lesions.effects import Lesions
@@ -158,8 +158,7 @@ class _Work:
             chunk_started = time.perf_counter()
             batch, labels = self.images[part].to(**self.to), _take(targets, part)
             with self.prefix.keeping():
-                answer = self._forward(batch)
-            intact = self.reader.read(answer)
+                answer, intact = self._answer(batch)
             if first:
                 self.apart.add(intact)
                 self.intact.take(self.reader, intact, intact, answer, labels, score)
@@ -187,14 +186,14 @@ class _Work:
         """One lesion on one chunk; what the network does not allow is taken off the list, with the reason."""
         try:
             with self.prefix.instead(trial.kept), cap.intervene(self.anatomy, *trial.lesions):
-                answer = self._forward(batch)
+                answer, lesioned = self._answer(batch)
         except UserError as error:
             trials.remove(trial)
             trial.distances.clear()
             name, reason = next(r.key for r in self.rows if r.facts.index == trial.blocks[0]), str(error)
             self.found.refused.append([trial.key, reason if name in reason else f"{name}: {reason}"])
             return
-        trial.take(self.reader, intact, self.reader.read(answer), answer, labels, score)
+        trial.take(self.reader, intact, lesioned, answer, labels, score)
 
     def _has_classes_of(self, targets: Any) -> bool:
         """Whether labels [n] are among the numbers of the network's classes."""
@@ -202,6 +201,12 @@ class _Work:
         if self.reader.task != "classification" or not labels:
             return True
         return int(targets.min()) >= 0 and int(targets.max()) < self.classes
+
+    def _answer(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's bare answer, and what is compared of it."""
+        with input_of_head(self.model, self.reader) as before:
+            answer = self._forward(batch)
+        return answer, self.reader.read(before[0] if self.reader.head else answer)
 
     def _forward(self, batch: Tensor) -> Tensor:
         with torch.no_grad():

@@ -79,9 +79,13 @@ class Sources(Generic[Data]):
 
     def find(self, spec: str) -> Source[Data]:
         """The source of a data string; ``UserError`` with the nearest names."""
-        for source in self._sources:
-            if source.takes(spec):
-                return source
+        try:
+            for source in self._sources:
+                if source.takes(spec):
+                    return source
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, the home of nobody
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"data {spec[:60]!r} cannot be a place: {reason}") from None
         raise UserError(f"data {spec!r} does not exist{self._nearest(spec)}")
 
     def open(self, spec: str, options: DataOptions | None = None) -> Data:

@@ -1,0 +1,75 @@
+"""The parts of a run that its options alone decide: network, data, what is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+from torch import Tensor, nn
+
+from deepvit import tasks
+from deepvit.data import Loaders
+from deepvit.runs.card import ModelCard
+from deepvit.tasks import Settings, Task
+from deepvit.training.build import build_model, native_size
+from deepvit.training.config import TrainConfig
+from deepvit.training.objective import Objective
+
+
+@dataclass
+class Prepared:
+    """What is trained, on what, by what loss: everything that the options alone decide."""
+
+    network: nn.Module
+    card: ModelCard
+    problem: Task
+    objective: Objective
+    loaders: Loaders
+    data: Any
+    examples: Callable[[Tensor, Any, Any], Tensor] | None = None
+
+
+def opened_data(config: TrainConfig) -> Any:
+    """The data of a run, as its task opens them; ``UserError`` where they are not there."""
+    return tasks.find(config.task).open(config.data.spec, config.data.source, config.own)
+
+
+def prepared(config: TrainConfig, data: Any = None) -> Prepared:
+    """Build the parts of a run; nothing is decoded or written yet.
+
+    Args:
+        config: all options.
+        data: what ``opened_data(config)`` gives, where it is there already.
+
+    Raises:
+        UserError: a mistake in the options or the data.
+    """
+    lightning.seed_everything(config.optim.seed, verbose=False)
+    kind = tasks.find(config.task)
+    data = opened_data(config) if data is None else data
+    problem = kind(kind.facts_of(data, config.own))
+    network, card = build_model(config, problem, native_size(data))
+    fitting = problem.fitting(data, card.input, network, settings_of(config))
+    objective = Objective(
+        problem.backbone(network), fitting.criterion, classes=problem.classes, weights=config.loss.weights,
+        options=config.loss.args, mix=fitting.mix,
+    )  # fmt: skip
+    return Prepared(network, card, problem, objective, fitting.loaders, data, fitting.examples)
+
+
+def settings_of(config: TrainConfig) -> Settings:
+    """What of the options concerns batches."""
+    return Settings(
+        batch_size=config.optim.batch_size,
+        augment=config.data.augment,
+        losses=config.loss.weights,
+        options=config.own,
+        workers=config.run.workers,
+        seed=config.optim.seed,
+        max_train_images=config.data.max_train_images,
+        max_val_images=config.data.max_val_images,
+        unreadable=config.data.unreadable,
+        progress=config.run.progress,
+    )
