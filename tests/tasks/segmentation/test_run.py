@@ -155,7 +155,9 @@ def test_predict_writes_masks_of_the_image_s_size(run, tmp_path, capsys):
     assert mask.dtype == np.uint8
     colours = np.asarray(Image.open(out / "scene-colour.png"))
     assert (colours == np.array(data.palette, dtype=np.uint8)[mask]).all()
-    assert np.asarray(Image.open(out / "scene-overlay.png")).shape == (53, 61, 3)
+    grey = np.asarray(picture, dtype=np.float64) @ (0.299, 0.587, 0.114)
+    overlay = np.asarray(Image.open(out / "scene-overlay.png")).astype(np.float64)
+    assert np.abs(overlay - (0.4 * grey[..., None] + 0.6 * colours)).max() <= 1  # a hue is the class's alone
     rows = json.loads((out / "predictions.json").read_text())
     share = 100 * (mask == 0).mean()
     assert rows[0]["shares"].get("ground", 0.0) == pytest.approx(share)

@@ -20,8 +20,10 @@ Strip = Callable[[Tensor, Tensor, Tensor], Array]
 """(image, truth, prediction) → a picture uint8 [h, w, 3]."""
 SHOWN, LARGEST = 4, 256
 """Images of a batch that TensorBoard shows, and about how many rows of each."""
-STRENGTH = 0.55
+STRENGTH = 0.6
 """Share of a class's colour over the image."""
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Shares of red, green and blue in brightness (ITU-R BT.601)."""
 RIGHT, WRONG, NOTHING = (70, 150, 90), (214, 50, 60), (90, 90, 90)
 """Colours of pixels that are right, wrong, and do not count."""
 
@@ -42,9 +44,9 @@ def coloured(mask: Array, palette: Sequence[Sequence[int]]) -> Array:
 
 
 def overlaid(image: Array, mask: Array, palette: Sequence[Sequence[int]]) -> Array:
-    """The colours of a mask laid over its image; what is no class shows the image alone."""
-    colours = coloured(mask, palette).astype(np.float32)
-    mixed = image + STRENGTH * (colours - image)
+    """The colours of a mask over its image in grey: a hue is the class's alone. What is no class shows the image itself."""
+    grey = (image.astype(np.float32) @ GREY)[..., None]
+    mixed = grey + STRENGTH * (coloured(mask, palette).astype(np.float32) - grey)
     known = ((mask >= 0) & (mask < len(palette)))[..., None]
     result: Array = np.where(known, mixed, image).round().astype(np.uint8)
     return result
