@@ -57,5 +57,6 @@ def test_a_sample_of_wrong_things(tmp_path: Path, run: Path, capfd: pytest.Captu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_thousand_wrong_things(tmp_path: Path, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     refused(1000, 1, tmp_path, run, capfd)

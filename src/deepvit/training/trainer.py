@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def fit(
         Stopped: after SIGTERM or SIGUSR1, with the exit code that a scheduler understands.
     """
     saving = next(c for c in trainer.callbacks if isinstance(c, Saving))
-    with handling(saving.ask):
+    with handling(saving.ask), no_word_of_threads(out):
         try:
             # Tensors and plain values are all that a checkpoint of ours holds; nothing in a file is executed.
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -95,10 +97,9 @@ def fit(
             stop(ended.number, out)
         except OSError as error:  # TensorBoard's writer, for one
             still_there(out)
+            place = os.fsdecode(error.filename or out)
             if said := said_of_place(error, out):
-                raise UserError(
-                    f"{error.filename or out} cannot be written: {said}; make room.{way_on(out)}"
-                ) from None
+                raise UserError(f"{place} cannot be written: {said}; make room.{way_on(out)}") from None
             raise
         except (KeyboardInterrupt, SystemExit):  # pressed twice: nothing of the present step is waited for
             said = (
@@ -106,6 +107,26 @@ def fit(
             )
             print(f"interrupted; {said}.{way_on(out)}", file=sys.stderr)
             raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def no_word_of_threads(out: Path) -> Iterator[None]:
+    """What a thread that writes into the run folder (TensorBoard's) meets on the disk is not printed, inside.
+
+    Its traceback says nothing more than the error that the next writing of the run itself ends with.
+    """
+    before = threading.excepthook
+
+    def hook(args: Any) -> None:
+        error = args.exc_value
+        if not (isinstance(error, OSError) and (said_of_place(error, out) or not out.is_dir())):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextlib.contextmanager
