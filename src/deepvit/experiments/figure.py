@@ -1,6 +1,7 @@
 """The figure of a study: what the task watches, by method (over depth where there are several), and similarity by block.
 
-``python -m deepvit.experiments.figure records/*/study.json`` draws the figures of records anew, from that file alone.
+``python -m deepvit.experiments.figure records/*/study.json`` draws the figures of records anew, from that file and
+the profiles.json beside it, where there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deepvit import tasks
-from deepvit.experiments.rows import PROFILE, measurements, profile
+from deepvit.experiments.profiles import NAME
+from deepvit.experiments.rows import measurements
 from deepvit.files import atomic_path, read_json
 from deepvit.tasks import Column
 
@@ -87,7 +89,11 @@ def draw_figure_of_merit(
 def similarity_curves(result: dict[str, Any], methods: list[str], out: Path) -> dict[str, list[float | None]]:
     """Method → similarity of each block's maps with the block before, of the first seed at the largest depth."""
     deepest = max((g["depth"] or 0) for g in result["groups"]) or None
-    curves = {}
+    kept: dict[tuple[Any, ...], list[float | None]] = {}
+    if (out / NAME).exists():  # a record has no reports of its runs, but what they measured
+        for run in read_json(out / NAME, "the profiles of a study")["runs"]:
+            kept[run["method"], run["depth"], run["seed"]] = run["series"].get("attention_similarity")
+    curves: dict[str, list[float | None]] = {}
     for method in methods:
         runs = [
             r
@@ -97,11 +103,14 @@ def similarity_curves(result: dict[str, Any], methods: list[str], out: Path) -> 
             and r["seed"] == result["seeds"][0]
             and "diverged" not in r
         ]
-        values = runs[0].get(PROFILE) if runs else None
-        if values is None and runs:  # a study of before this was kept
-            values = profile(measurements(out / "runs" / runs[0]["run"]))
-        if values is not None:
-            curves[method] = values
+        if not runs:
+            continue
+        found = measurements(out / "runs" / runs[0]["run"])
+        values = kept.get((method, deepest, runs[0]["seed"]))
+        if found is not None and "attention_similarity" in found.series:
+            values = found.series["attention_similarity"].values
+        if values:
+            curves[method] = list(values)
     return curves
 
 

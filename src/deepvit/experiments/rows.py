@@ -104,17 +104,6 @@ def mean_of(found: Measurements, metric: str) -> float | None:
     return fmean(values) if values else None
 
 
-PROFILE = "attention_similarity"
-"""What a study keeps of each run block by block: similarity of its maps with the block before."""
-
-
-def profile(found: Measurements | None) -> list[float | None] | None:
-    """That similarity over the blocks, to three digits; None where there is no report."""
-    if found is None or PROFILE not in found.series:
-        return None
-    return [None if value is None else round(value, 3) for value in found.series[PROFILE].values]
-
-
 def curves_of(run: Path) -> dict[str, list[list[float]]]:
     """The columns of ``metrics.csv`` over epochs: metric → [[epoch, value], ...]."""
     curves: dict[str, list[list[float]]] = {}

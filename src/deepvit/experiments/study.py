@@ -26,13 +26,11 @@ from deepvit.experiments.profiles import write_profiles
 from deepvit.experiments.progress import EpochProgress
 from deepvit.experiments.rehearsal import rehearse
 from deepvit.experiments.rows import (
-    PROFILE,
     columns_of,
     curve_names,
     curves_of,
     markdown,
     measurements,
-    profile,
     row_of,
     spread,
     written,
@@ -202,8 +200,7 @@ def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
         finally:
             WHOLE.reset(part)
     run = read_run(folder)
-    entry |= {**row_of(run), "epochs": run.result["epochs"], PROFILE: profile(measurements(run.path))}
-    return entry, fresh
+    return {**entry, **row_of(run), "epochs": run.result["epochs"]}, fresh
 
 
 def summarise(
