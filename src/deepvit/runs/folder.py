@@ -18,7 +18,7 @@ from deepvit.tasks import Task
 
 _OURS = {
     "config.yaml", "run.json", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "tensorboard",
-    "collapse.json", "report.html", "figures", "nonfinite",
+    "collapse.json", "report.html", "figures", "nonfinite", "exported", "wandb",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
-from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec, Loaders, read_image
+from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec, Loaders, preparation, read_image
 from deepvit.data.augmentation import SMALL_SIDE
 from deepvit.data.sets import Subset
 from deepvit.data.split import evenly_spaced
@@ -25,7 +25,7 @@ from deepvit.tasks.segmentation import overlays, sections
 from deepvit.tasks.segmentation.choices import InferOptions, SegmentOptions
 from deepvit.tasks.segmentation.confusion import Confusion, scores
 from deepvit.tasks.segmentation.inference import logits_of
-from deepvit.tasks.segmentation.network import SegmentationNetwork
+from deepvit.tasks.segmentation.network import Deployed, SegmentationNetwork
 from deepvit.tasks.segmentation.patches import by_mask
 from deepvit.tasks.task import Column, Criterion, Fitting, Settings, Task
 from deepvit.terminal import print_table, say
@@ -56,6 +56,7 @@ class Segmentation(Task):
     options = SegmentOptions
     infer_options = InferOptions
     cells = 12
+    hub_name = "image-segmentation"
     foremost = ("patch_similarity",)
 
     @classmethod
@@ -309,6 +310,27 @@ class Segmentation(Task):
             sections.class_section(matrix, self.names, self.facts["palette"]),
             sections.confusion_section(overlays.confusion_png(matrix, self.names)),
         ]
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Whole images → logits of every pixel; the auxiliary head is for training alone."""
+        assert isinstance(network, SegmentationNetwork)
+        network.aux = None
+        return Deployed(network)
+
+    def preparation(self, input: InputSpec) -> list[dict[str, Any]]:
+        """Whole images: nothing is cut off, and resized only where the run was trained on resized ones."""
+        return preparation.whole(input, self.facts["short_side"])
+
+    def answer(self) -> dict[str, Any]:
+        """Logits by class and pixel."""
+        resized = {} if self.facts["short_side"] is None else {"resized_to_image": "bilinear"}
+        return {
+            "meaning": "one logit a class and pixel; the largest says the class, softmax over the second dimension gives "
+            "probabilities; deepvit predict --inference whole gives the same",
+            **resized,
+            "classes": self.names,
+            "palette": self.facts["palette"],
+        }
 
     def predict(
         self,
