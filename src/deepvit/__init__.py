@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if "deepvit_command" not in sys.modules and sys.orig_argv[1:3] != ["-m", "deepvit"]:
     from deepvit import models as models  # registers with timm
+    from deepvit.hubs import cured as _cured  # the same, of cured networks  # noqa: F401
 
 if TYPE_CHECKING:
     from deepvit import cures as cures
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from deepvit.commands.figures import figures as figures
     from deepvit.commands.predict import predict as predict
     from deepvit.experiments.study import study as study
+    from deepvit.exporting import export as export
+    from deepvit.hubs.push import push as push
     from deepvit.layers import ReAttention as ReAttention
     from deepvit.models import convert as convert
     from deepvit.models import load_official as load_official
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from deepvit.training.hf_monitor import CollapseTrainerCallback as CollapseTrainerCallback
     from deepvit.training.monitor import CollapseMonitor as CollapseMonitor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public name → module that holds it; a name without a colon is a module of the package.
 _PUBLIC = {
@@ -50,10 +53,12 @@ _PUBLIC = {
     "convert": "deepvit.models",
     "diagnose": "deepvit.commands.diagnose",
     "evaluate": "deepvit.commands.evaluate",
+    "export": "deepvit.exporting",
     "figures": "deepvit.commands.figures",
     "load_deployed": "deepvit.runs",
     "load_official": "deepvit.models",
     "predict": "deepvit.commands.predict",
+    "push": "deepvit.hubs.push",
     "study": "deepvit.experiments.study",
     "train": "deepvit.training",
 }

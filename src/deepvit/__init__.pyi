@@ -33,6 +33,8 @@ from deepvit.commands.compare import compare as compare
 from deepvit.commands.evaluate import evaluate as evaluate
 from deepvit.commands.figures import figures as figures
 from deepvit.commands.predict import predict as predict
+from deepvit.exporting import export as export
+from deepvit.hubs.push import push as push
 from deepvit.layers import ReAttention as ReAttention
 from deepvit.models import convert as convert
 from deepvit.models import load_official as load_official
@@ -66,10 +68,12 @@ __all__ = [
     'convert',
     'diagnose',
     'evaluate',
+    'export',
     'figures',
     'load_deployed',
     'load_official',
     'predict',
+    'push',
     'study',
     'train',
 ]
@@ -168,6 +172,7 @@ class _Train(TypedDict, total=False):
     resume: bool | Literal['auto']
     overwrite: bool
     log_every: int
+    logger: Literal['tensorboard', 'wandb', 'both', 'none']
     progress: bool
     head: Literal['upernet', 'linear']
     channels: int | None
@@ -234,6 +239,7 @@ def train(
     resume: bool | Literal['auto'] = False,
     overwrite: bool = False,
     log_every: int = 20,
+    logger: Literal['tensorboard', 'wandb', 'both', 'none'] = 'tensorboard',
     progress: bool = True,
     head: Literal['upernet', 'linear'] = 'upernet',
     channels: int | None = None,

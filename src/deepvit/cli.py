@@ -80,7 +80,8 @@ def run(name: str, arguments: list[str]) -> int:
     if set(HELP) & set(arguments):
         print(command_help(name, [word for word in arguments if word not in HELP]))
         return 0
-    import deepvit.models  # noqa: F401  (registers with timm: the command line left it until now)
+    import deepvit.hubs.cured
+    import deepvit.models  # noqa: F401  (both register with timm: the command line left it until now)
     from deepvit.runs.place import place
 
     if name not in ("train", "evaluate") and (here := place()) is not None and here.world > 1:

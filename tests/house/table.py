@@ -18,8 +18,8 @@ PACKAGE = "deepvit"
 SOURCES = Path(__file__).parents[2] / "src" / PACKAGE
 ORDER = (
     "errors", "files", "terminal", "recipes", "options", "parsing", "provenance", "ops", "layers", "losses", "models",
-    "cures", "capturing", "collapse", "report", "data", "masks", "tasks", "runs", "training", "experiments", "benchmarking",
-    "commands", "cli",
+    "cures", "capturing", "collapse", "report", "data", "masks", "tasks", "runs", "exporting", "hubs", "training",
+    "experiments", "benchmarking", "commands", "cli",
 )  # fmt: skip
 """The rooms from the lowest to the highest; a room may import those before it."""
 FACE = (PACKAGE, f"{PACKAGE}.__main__")

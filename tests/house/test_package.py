@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import deepvit
+from deepvit import commands
+from deepvit.cli import values_of
 
 ROOT = SOURCES.parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -77,6 +81,122 @@ def test_the_wheel_holds_every_file(wheel: zipfile.ZipFile) -> None:
     assert f"{PACKAGE}/py.typed" in wheel.namelist()
 
 
+def test_the_source_distribution_makes_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """What ``python -m build`` does: the wheel is made from the unpacked source distribution, without the repository."""
+    from hatchling.builders.sdist import SdistBuilder
+    from hatchling.builders.wheel import WheelBuilder
+
+    packed = next(iter(SdistBuilder(str(ROOT)).build(directory=str(tmp_path))))
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / f"{PACKAGE}-{deepvit.__version__}"
+    again = zipfile.ZipFile(next(iter(WheelBuilder(str(unpacked)).build(directory=str(tmp_path / "again")))))
+    assert sorted(again.namelist()) == sorted(wheel.namelist())
+    changed = [name for name in wheel.namelist() if again.read(name) != wheel.read(name)]
+    assert changed == []
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    found = re.findall(r"^## (\S+) \((.+)\)$", text, re.M)
+    assert found[0][0] == deepvit.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found[0][1])
+    versions = [tuple(map(int, name.split("."))) for name, _ in found]
+    assert versions == sorted(versions, reverse=True)
+
+
+def test_a_release_is_built_tried_and_published_by_a_tag() -> None:
+    """By the index's trust in the workflow: there is no password anywhere; nothing is published that was not tried."""
+    text = (ROOT / ".github/workflows/release.yml").read_text()
+    flow = yaml.safe_load(text)
+    jobs = flow["jobs"]
+    assert flow[True]["push"] == {"tags": ["v*"]}  # YAML takes the word "on" for true
+    assert "secrets." not in text
+    assert (jobs["try"]["needs"], jobs["publish"]["needs"]) == ("build", "try")
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert flow["permissions"] == {"contents": "read"}
+    tried = [step["run"] for step in jobs["try"]["steps"] if step.get("run", "").startswith("deepvit ")]
+    assert [line.split()[1] for line in tried] == ["--help", "train", "evaluate", "diagnose", "export"]
+    for line in tried[1:]:
+        _, name, *words = line.split()
+        assert values_of(name, commands.find(name), words) is not None
+    assert not any("checkout" in step.get("uses", "") for step in jobs["try"]["steps"])
+    promised = {c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", c)}
+    assert set(jobs["try"]["strategy"]["matrix"]["python"]) == promised
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``bin`` of an environment with the wheel in it and, of what this one has, everything but deepvit."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # A folder that is named in a .pth file is searched, but its own .pth files are not read: no editable deepvit.
+    (site / "libraries.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    options = ["--quiet", "--no-deps", "--no-index", "--ignore-installed", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *options, wheel.filename], check=True)
+    return folder / "bin"
+
+
+def asked(installed: Path, folder: Path, *words: str) -> str:
+    """What a program of that environment prints, far from the repository."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [installed / words[0], *words[1:]], capture_output=True, text=True, cwd=folder,
+        env={**variables, "XDG_CACHE_HOME": str(folder / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_installed_wheel_needs_nothing_of_the_repository(installed: Path, tmp_path: Path) -> None:
+    assert asked(installed, tmp_path, "deepvit", "--version") == f"deepvit {deepvit.__version__}\n"
+    assert "deepvit COMMAND" in asked(installed, tmp_path, "deepvit", "--help")
+    assert "--dynamic_size" in asked(installed, tmp_path, "deepvit", "export", "--help")
+    assert "quickstart" in asked(installed, tmp_path, "deepvit", "list", "recipes")
+    where = asked(installed, tmp_path, "python", "-c", "import deepvit; print(deepvit.__file__)")
+    assert Path(where.strip()).is_relative_to(installed.parent)
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_diagnoses_and_exports(installed: Path, tmp_path: Path) -> None:
+    asked(
+        installed,
+        tmp_path,
+        "deepvit",
+        "train",
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--out",
+        "run",
+        "--progress",
+        "false",
+    )
+    asked(
+        installed,
+        tmp_path,
+        "deepvit",
+        "diagnose",
+        "run",
+        "--images",
+        "16",
+        "--lesions",
+        "off",
+        "--out",
+        "report",
+    )
+    assert (tmp_path / "report" / "report.html").stat().st_size > 50_000
+    assert "any batch" in asked(installed, tmp_path, "deepvit", "export", "run")
+    code = (
+        "import torch; from deepvit.ops import native; q = torch.randn(1, 4, 9, 8)\n"
+        "assert native.why_not(q, 0.0) is None, native.why_not(q, 0.0)"
+    )
+    asked(installed, tmp_path, "python", "-c", code)  # the compiled sweeps, from the sources in the wheel
+
+
 def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     head = wheel.read(name).decode()
@@ -98,7 +218,8 @@ def test_what_is_imported_is_declared() -> None:
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-lowest.txt"])
 def test_constraints_name_every_dependency(name: str) -> None:
-    extras = [extra for extra in EXTRAS if extra != "docs" or name == "constraints.txt"]
+    # The lowest set is that of the tests, which need no site and no account.
+    extras = [extra for extra in EXTRAS if extra not in ("docs", "wandb") or name == "constraints.txt"]
     found, wanted = pins(name), requirements(*extras)
     assert sorted(set(wanted) - set(found)) == []
     assert [str(r) for key, r in wanted.items() if found[key] not in r.specifier] == []

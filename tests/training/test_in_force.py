@@ -11,7 +11,7 @@ import pytest
 from training.test_run import tiny
 
 import deepvit
-from deepvit.training.in_force import flat
+from deepvit.training.loggers import flat
 
 
 def test_what_was_in_force_is_recorded(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ NAMES: dict[str, str] = {
     "diagnose": "collapse report of any Vision Transformer",
     "compare": "runs side by side: figures, cost, collapse, curves",
     "study": "depths x methods x seeds: table, figure and report",
+    "export": "an ONNX file or a torch.export program, checked against the network",
+    "push": "a run to a folder or a hub, where timm loads it from, with a model card",
     "figures": "the papers' figures from a study's records",
     "convert": "official checkpoints to safetensors",
     "check-data": "what is wrong in a data set, before training",

@@ -232,6 +232,30 @@ class ReAttention(nn.Module):
         # Dropout goes on where the norm is frozen.
         return {"training": self.attn_drop.training, **known}
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Θ' [H, H] and shift [H] of the one mixture that evaluation computes, Y = Θ'P + shift, the norm in both.
+
+        Raises:
+            UserError: parts that it cannot compute, or a norm without running statistics.
+        """
+        check_norm(self.var_norm, self.norm_mode)
+        check_theta(self.reatten_matrix)
+        dtype, exact = self.reatten_matrix.weight.dtype, torch.float64
+        theta = self.reatten_matrix.weight.view(self.num_heads, self.num_heads).to(exact)
+        bias = self._theta_bias().to(exact)
+        gain, shift = torch.full_like(bias, self.output_scale), self.output_scale * bias
+        if self.norm_mode == "batch":
+            norm = self.var_norm
+            if norm.running_mean is None or norm.running_var is None:
+                raise UserError(
+                    "its norm keeps no running statistics, so that an image's answer hangs on others"
+                )
+            gain = gain * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
+            gain = gain if norm.weight is None else gain * norm.weight.to(exact)
+            shift = gain * (bias - norm.running_mean.to(exact))
+            shift = shift if norm.bias is None else shift + self.output_scale * norm.bias.to(exact)
+        return (gain[:, None] * theta).to(dtype), shift.to(dtype)
+
     def extra_repr(self) -> str:
         """Options that the parts do not show."""
         return f"backend={self.backend}, init={self.init}, norm={self.norm_mode}, rescale={self.rescale}"

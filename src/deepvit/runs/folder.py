@@ -20,7 +20,7 @@ UNDERWAY = "underway"
 """Folder of what was measured while the run trained: ``underway/SHARE/collapse.json``."""
 _OURS = {
     "config.yaml", "run.json", "metrics.csv", "checkpoints", "model.safetensors", "model.json", "tensorboard",
-    "collapse.json", "report.html", "figures", "nonfinite", UNDERWAY,
+    "collapse.json", "report.html", "figures", "nonfinite", UNDERWAY, "exported", "wandb",
 }  # fmt: skip
 
 

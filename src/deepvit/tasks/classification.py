@@ -101,6 +101,7 @@ class Classification(Task):
     )
     watch = "top1"
     predict_options = PredictOptions
+    hub_name = "image-classification"
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -224,6 +225,13 @@ class Classification(Task):
         print_table(["class", "accuracy %"], [[name, f"{value:.2f}"] for name, value in worst])
         if len(result["per_class"]) > WORST:
             say(f"the {WORST} worst of {len(result['per_class'])} classes; all are in the JSON of --out")
+
+    def answer(self) -> dict[str, Any]:
+        """Logits by class."""
+        return {
+            "meaning": "one logit a class, in the order of classes; softmax over them gives probabilities",
+            "classes": self.labels,
+        }
 
     def predict(
         self,

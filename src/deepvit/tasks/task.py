@@ -132,6 +132,8 @@ class Task(ABC):
     """The same for ``deepvit predict`` alone."""
     cells: ClassVar[int] = 8
     """Patches along a side of small images, whose patch size is chosen for the user."""
+    hub_name: ClassVar[str | None] = None
+    """What Hugging Face's hub calls this kind of problem (``pipeline_tag``), where it has a name for it."""
     foremost: ClassVar[tuple[str, ...]] = ()
     """Metrics of collapse that hurt this task most: a run's report shows them first."""
 
@@ -285,6 +287,24 @@ class Task(ABC):
     ) -> Sequence[Section]:
         """Sections for the report of a run, before those on collapse: how well the network does its task, and where not."""
         return ()
+
+    # -- deploying ---------------------------------------------------------------------------------
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """The network as ``deepvit export`` writes it: images [B, 3, H, W] → one tensor."""
+        return network
+
+    def preparation(self, input: InputSpec) -> list[dict[str, Any]]:
+        """The steps from an image file to what the exported network takes, as JSON that a program can follow."""
+        from deepvit.data.preparation import cropped
+
+        return cropped(input)
+
+    def answer(self) -> dict[str, Any]:
+        """What the exported network gives, as JSON: ``meaning``, ``classes`` and whatever else its user needs."""
+        return {"meaning": f"what a network of the task {self.name} gives", **self.facts}
+
+    # -- using -------------------------------------------------------------------------------------
 
     @abstractmethod
     def predict(

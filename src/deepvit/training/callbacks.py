@@ -21,7 +21,7 @@ from deepvit.files import atomic_path, write_atomic
 from deepvit.runs.folder import read_metrics, still_there
 from deepvit.tasks import Column
 from deepvit.terminal import say
-from deepvit.training.in_force import write_hparams
+from deepvit.training.loggers import show_options
 from deepvit.training.sharding import whole_state
 from deepvit.training.trainee import Trainee
 
@@ -85,7 +85,7 @@ def clock(seconds: float) -> str:
 
 
 class RunLog(Callback):
-    """``metrics.csv`` (one row an epoch) and TensorBoard (also every ``log_every`` steps).
+    """``metrics.csv`` (one row an epoch) and the loggers (also every ``log_every`` steps).
 
     Lightning's CSV logger starts its file anew when a run is resumed; this one keeps the rows of the
     finished epochs and drops those of an epoch that is trained again.
@@ -115,7 +115,7 @@ class RunLog(Callback):
         self.read(trainer.current_epoch)
         if trainer.is_global_zero and self.in_force:
             options = {**module.config.options(), "in_force": self.in_force}
-            write_hparams(trainer, options, f"val/{module.problem.watch}")
+            show_options(trainer.loggers, options, f"val/{module.problem.watch}")
         self._start = time.perf_counter() - self._elapsed
 
     def read(self, epochs: int) -> None:

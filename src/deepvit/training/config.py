@@ -151,17 +151,20 @@ class TrainConfig:
                 )
 
     def continuing(self, stored: TrainConfig, out: str, chosen: Collection[str]) -> TrainConfig:
-        """The options of a run that goes on: ``stored``, with everything of ``RunOptions`` as it is asked for now.
+        """The options of a run that goes on: ``stored``, with ``RunOptions`` (but ``STAYING``) as they are asked for now.
 
         ``chosen`` as in ``check_continues``.
         """
         mine = self.options()
-        changed = {name: mine[name] for name in (*FREE_ON_RESUME, *({LENGTHENS} & set(chosen)))}
+        names = (FREE_ON_RESUME - STAYING) | ({LENGTHENS, *STAYING} & set(chosen))
+        changed = {name: mine[name] for name in names}
         return stored.with_options(**{**changed, "out": out, "resume": True})
 
 
 FREE_ON_RESUME = frozenset(option.name for option in options_of(RunOptions))
 """Names of the options that may differ between a run and its continuation: those of ``RunOptions``, and no others."""
+STAYING = frozenset({"logger"})
+"""Those of them that stay what they were unless they are asked for anew: a run's curves go on where they began."""
 LENGTHENS = "epochs"
 """The option that a continuation may raise, also of a run that has ended: from the present step on the learning rate then
 follows the schedule of the new number of epochs, so the weights are not those of a run of that length from its start."""

@@ -200,6 +200,8 @@ class RunOptions:
     """Replace the run in `out`."""
     log_every: int = 20
     """Steps between two readings of the losses."""
+    logger: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
+    """Where curves are shown beside metrics.csv: tensorboard, wandb (Weights & Biases), both, none."""
     progress: bool = True
     """Show a progress bar with the time left."""
 

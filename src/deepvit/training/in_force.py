@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import lightning
-from torch.utils.tensorboard.summary import hparams
 
 from deepvit.data import Loaders
 from deepvit.parsing import json_ready
@@ -47,21 +46,3 @@ def in_force(
         "augment": None if augment is None else dataclasses.asdict(augment),
     }
     return dict(json_ready(values))
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name, as TensorBoard takes them: numbers, truth values and texts."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            found[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
-
-
-def write_hparams(trainer: lightning.Trainer, values: dict[str, Any], metric: str) -> None:
-    """Show ``values`` in TensorBoard's table of hyperparameters, beside the scalar ``metric``."""
-    for summary in hparams(flat(values), {metric: 0.0}):
-        for logger in trainer.loggers:
-            logger.experiment.file_writer.add_summary(summary)  # type: ignore[attr-defined]

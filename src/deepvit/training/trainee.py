@@ -18,6 +18,7 @@ from deepvit.tasks import Task
 from deepvit.training.bad_step import keep_bad, seed_step
 from deepvit.training.config import TrainConfig
 from deepvit.training.guards import HELP, DivergedError, Guard, Policy, attention_in_float32, finite_or_raise
+from deepvit.training.loggers import show_picture
 from deepvit.training.objective import Objective
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr
 from deepvit.training.processes import every_process, largest
@@ -36,7 +37,7 @@ class Trainee(lightning.LightningModule):
         steps_per_epoch: optimizer steps of one epoch.
         images_per_step: images of one optimizer step, over all devices.
         out: run folder, where a step with numbers that are not finite is kept; None keeps nothing.
-        examples: makes a picture of the first validation batch, for TensorBoard (``Fitting.examples``).
+        examples: makes a picture of the first validation batch, for the loggers (``Fitting.examples``).
     """
 
     def __init__(
@@ -244,8 +245,7 @@ class Trainee(lightning.LightningModule):
         self.meter.update(output, targets)
         if self.examples is not None and batch_idx == 0 and self.trainer.is_global_zero:
             picture = self.examples(images, output, targets)
-            for logger in self.loggers:
-                logger.experiment.add_image("val/examples", picture, self.global_step)  # type: ignore[attr-defined]
+            show_picture(self.loggers, "val/examples", picture, self.global_step)
 
     def on_validation_epoch_end(self) -> None:
         """Reduce over devices and keep the numbers where callbacks find them."""

@@ -16,7 +16,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from deepvit.errors import UserError
 from deepvit.files import said_of_place
@@ -25,6 +24,7 @@ from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.checkpoints import SafeCheckpoints
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
+from deepvit.training.loggers import build_loggers, close
 from deepvit.training.processes import Team
 from deepvit.training.saving import Ended, Saving, listen, stop, way_on
 from deepvit.training.strategy import lightning_arguments
@@ -56,7 +56,7 @@ def build_trainer(
         max_epochs=config.total_epochs,
         accumulate_grad_batches=config.optim.accumulate,
         callbacks=callbacks,
-        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        logger=build_loggers(config.run.logger, out),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -107,6 +107,8 @@ def fit(
             )
             print(f"interrupted; {said}.{way_on(out)}", file=sys.stderr)
             raise KeyboardInterrupt from None
+        finally:
+            close(trainer.loggers)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from deepvit.errors import UserError
 
@@ -129,7 +130,9 @@ def as_map(final: Tensor, like: Tensor, prefix: int) -> Tensor:
     _, channels, height, width = like.shape
     if final.ndim == 3 and final.shape[1:] == (prefix + height * width, channels):
         tokens = final[:, prefix:].transpose(1, 2)
-        return tokens.reshape(len(final), channels, height, width)
+        return tokens.reshape(
+            final.shape[0], channels, height, width
+        )  # len() would write the example's batch down
     if final.shape == like.shape:
         return final
     if final.ndim == 4 and final.shape[1:] == (height, width, channels):
@@ -174,4 +177,5 @@ def resized(channels: int, times: int) -> nn.Module:
 def padded(images: Tensor, multiple: int) -> Tensor:
     """Images [B, 3, H, W] with zeros, the mean colour, at the right and the bottom, up to a multiple."""
     right, below = -images.shape[-1] % multiple, -images.shape[-2] % multiple
-    return F.pad(images, (0, right, 0, below)) if right or below else images
+    # A program that is being written pads by whatever its images will need, not by what the example needs.
+    return F.pad(images, (0, right, 0, below)) if is_exporting() or right or below else images

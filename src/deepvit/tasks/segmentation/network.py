@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from deepvit.tasks.segmentation.features import Neck, depths_of, feature_maps, padded
 from deepvit.tasks.segmentation.heads import LinearHead, UPerHead, auxiliary
@@ -94,7 +95,20 @@ class SegmentationNetwork(nn.Module):
         return found
 
 
+class Deployed(nn.Module):
+    """A segmentation network as it is deployed: whole images [B, 3, H, W] → logits [B, K, H, W], nothing else."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to logits."""
+        logits: Tensor = self.network(images)["out"]
+        return logits
+
+
 def enlarged(logits: Tensor, whole: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
     """Logits of cells as those of the pixels of the padded image, of which the image itself is kept."""
     pixels = F.interpolate(logits, whole, mode="bilinear", align_corners=False)
-    return pixels if whole == size else pixels[..., : size[0], : size[1]]
+    return pixels[..., : size[0], : size[1]] if is_exporting() or whole != size else pixels

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec
+from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec, preparation
 from deepvit.data.augmentation import SMALL_SIDE
 from deepvit.data.checking import DataCheck
 from deepvit.errors import UserError
@@ -33,7 +33,7 @@ from deepvit.tasks.segmentation.choices import InferOptions, SegmentOptions
 from deepvit.tasks.segmentation.confusion import Confusion, by_class, class_rows
 from deepvit.tasks.segmentation.inference import logits_of
 from deepvit.tasks.segmentation.loss import criterion
-from deepvit.tasks.segmentation.network import SegmentationNetwork
+from deepvit.tasks.segmentation.network import Deployed, SegmentationNetwork
 from deepvit.tasks.segmentation.patches import by_mask
 from deepvit.tasks.segmentation.predicting import predicted
 from deepvit.tasks.task import Column, Fitting, Settings, Task
@@ -61,6 +61,7 @@ class Segmentation(Task):
     options = SegmentOptions
     infer_options = InferOptions
     cells = 12
+    hub_name = "image-segmentation"
     foremost = ("patch_similarity",)
 
     @classmethod
@@ -244,6 +245,27 @@ class Segmentation(Task):
             return self.infer(network, images.to(where)).cpu()
 
         return sections.of_images(alone, count, logits, self.strips(input), self.facts)
+
+    def deployed(self, network: nn.Module) -> nn.Module:
+        """Whole images → logits of every pixel; the auxiliary head is for training alone."""
+        assert isinstance(network, SegmentationNetwork)
+        network.aux = None
+        return Deployed(network)
+
+    def preparation(self, input: InputSpec) -> list[dict[str, Any]]:
+        """Whole images: nothing is cut off, and resized only where the run was trained on resized ones."""
+        return preparation.whole(input, self.facts["short_side"])
+
+    def answer(self) -> dict[str, Any]:
+        """Logits by class and pixel."""
+        resized = {} if self.facts["short_side"] is None else {"resized_to_image": "bilinear"}
+        return {
+            "meaning": "one logit a class and pixel; the largest says the class, softmax over the second dimension gives "
+            "probabilities; deepvit predict --inference whole gives the same",
+            **resized,
+            "classes": self.names,
+            "palette": self.facts["palette"],
+        }
 
     def predict(
         self,
