@@ -13,7 +13,7 @@ from deepvit import __version__, commands
 from deepvit.commands.command import Command
 from deepvit.commands.help import command_help, overview
 from deepvit.errors import UserError
-from deepvit.files import said_of_place
+from deepvit.files import READING, said_of_place
 from deepvit.parsing import parse_words
 
 HELP = ("-h", "--help")
@@ -35,12 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         give_up_output()
         return 1
     except OSError as error:
-        said = said_of_place(error, Path.cwd())
+        said = said_of_place(error, here())
         if said is None:
             raise
         give_up_output()
         what = error.filename or "what is printed here"
-        print(f"{' '.join(['deepvit', *arguments[:1]])}: {what} cannot be written: {said}", file=sys.stderr)
+        verb = "read or written" if error.errno in READING else "written"
+        print(f"{' '.join(['deepvit', *arguments[:1]])}: {what} cannot be {verb}: {said}", file=sys.stderr)
         return 2
 
 
@@ -68,6 +69,14 @@ def dispatched(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"deepvit {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def here() -> Path:
+    """The working folder, or its name where somebody has removed it."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path(".")
 
 
 def give_up_output() -> None:

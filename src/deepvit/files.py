@@ -124,6 +124,8 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     return value
 
 
+READING = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN})
+"""What a disk says to reading as well as to writing."""
 _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO,
     errno.ENOTCONN,

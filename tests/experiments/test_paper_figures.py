@@ -112,6 +112,18 @@ def test_a_folder_without_a_study_is_refused(record: Path, missing: str) -> None
         figures(str(record))
 
 
+@pytest.mark.parametrize("gone", ["pictures", "blocks", "series", "groups"])
+def test_a_damaged_record_is_one_line(record: Path, gone: str) -> None:
+    name = "study.json" if gone == "groups" else "profiles.json"
+    told = json.loads((record / name).read_text())
+    for each in (told, *told.get("runs", ())):
+        each.pop(gone, None)
+    (record / name).write_text(json.dumps(told))
+    with pytest.raises(UserError, match="is damaged"):
+        figures(str(record))
+    assert not (record / "figures").exists()
+
+
 @pytest.fixture(scope="module")
 def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)

@@ -20,8 +20,10 @@ from deepvit.files import write_atomic
 from deepvit.report import load
 from deepvit.runs.folder import UNDERWAY, read_metrics
 
-EARLY = "first epoch: accuracy"
+EARLY = "validation accuracy"
 """Name of the accuracy on all validation images after the first epoch, among the measures."""
+FIRST = "epoch 1"
+"""When ``EARLY`` is taken: no share of training, and never the end."""
 
 
 def numbers_of(found: Measurements) -> dict[str, float]:
@@ -68,8 +70,8 @@ def measured_run(folder: Path, entry: Mapping[str, Any], watch: str) -> Measured
             values |= {(when, name): value for name, value in numbers_of(load(place)).items()}
     rows = read_metrics(folder)
     early = float(rows[0][f"val/{watch}"]) if rows and rows[0].get(f"val/{watch}") else None
-    if early is not None:
-        values["0", EARLY] = early
+    if early is not None and len(rows) > 1:  # of a run of one epoch it is the result itself
+        values[FIRST, EARLY] = early
     return Measured((str(entry["method"]), entry["depth"]), int(entry["seed"]), float(result), early, values)
 
 

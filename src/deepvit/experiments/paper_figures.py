@@ -83,28 +83,37 @@ def draw_paper_figures(study: str | Path, out: str | Path | None = None) -> list
             raise UserError(
                 f"{folder} has no {name}: give the folder of a study that ended (deepvit study writes it)"
             )
-    result, profiles = (
-        read_json(folder / "study.json", "a study"),
-        read_json(folder / NAME, "a study's profiles"),
-    )
+    result = read_json(folder / "study.json", "a study")
+    profiles = read_json(folder / NAME, "a study's profiles")
     if profiles.get("format") != FORMAT:
         raise UserError(f"{folder / NAME} is of format {profiles.get('format')!r}, not {FORMAT!r}")
-    runs = profiles["runs"]
-    if not runs:
+    if not profiles.get("runs"):
         raise UserError(f"{folder} holds no run with a collapse report: nothing to draw")
+    try:
+        figures = figures_of(result, profiles)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{folder} is damaged ({type(error).__name__}: {error}): deepvit study writes its files anew"
+        ) from None
     place = Path(out) if out is not None else folder / "figures"
-    figures: dict[str, Figure] = {}
-    if len({run["blocks"] for run in runs}) > 1:
-        figures["depth"] = over_depth(result, runs)
-    figures["blocks"] = over_blocks(runs)
-    if profiles["pictures"]:
-        figures["maps"] = of_one_image(profiles["pictures"])
     written = []
     for name, figure in figures.items():
         with atomic_path(place / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=150)
         written.append(place / f"{name}.png")
     return written
+
+
+def figures_of(result: dict[str, Any], profiles: dict[str, Any]) -> dict[str, Figure]:
+    """The figures by name, from what the two files hold."""
+    runs = profiles["runs"]
+    figures: dict[str, Figure] = {}
+    if len({run["blocks"] for run in runs}) > 1:
+        figures["depth"] = over_depth(result, runs)
+    figures["blocks"] = over_blocks(runs)
+    if profiles["pictures"]:
+        figures["maps"] = of_one_image(profiles["pictures"])
+    return figures
 
 
 def over_depth(result: dict[str, Any], runs: list[dict[str, Any]]) -> Figure:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from deepvit.data import preparation
+from deepvit.data import InputSpec, preparation
 from deepvit.errors import UserError
 from deepvit.exporting.checking import Case, compare, shape_told
 from deepvit.exporting.formats import FORMATS, INPUT, OUTPUT, Answer, Format
@@ -222,12 +222,17 @@ def opened(kind: Format, file: Path) -> Answer:
     return told
 
 
+def shape_names(made: Exported, spec: InputSpec) -> tuple[int | str, int | str]:
+    """Height and width of the images: words where they are free."""
+    return ("height", "width") if made.step is not None else (spec.hw[0], spec.hw[1])
+
+
 def described(
     subject: Subject, kind: Format, file: Path, made: Exported, shape: list[int | str]
 ) -> dict[str, Any]:
     """What the JSON beside the file holds: all that its user needs."""
     spec, problem = subject.input, subject.problem
-    height, width = ("height", "width") if made.step is not None else spec.hw
+    height, width = shape_names(made, spec)
     steps = preparation.cropped(spec) if problem is None else problem.preparation(spec)
     answer = {"meaning": "what the network gives"} if problem is None else problem.answer()
     if problem is None and subject.class_names is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torchmetrics import Metric
 
 from deepvit import models
 from deepvit.collapse.lesions.score import Score
@@ -20,6 +21,7 @@ from deepvit.runs.folder import open_stored, stored_options
 from deepvit.runs.hugging_face import first_line
 from deepvit.runs.inputs import input_of
 from deepvit.tasks import Task
+from deepvit.tasks.task import Meter
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 
@@ -114,11 +116,22 @@ def from_run(path: Path) -> Subject:
 
 
 def score_of(problem: Task) -> Score | None:
-    """A task's watched figure as lesions want it: in percent, higher is better; None for others."""
+    """A task's watched figure as lesions want it: in percent, higher is better; None for others.
+
+    Its meters ask no other process, since a report is the work of one.
+    """
     column = problem.column()
     if column.better != "higher" or column.unit != "%":
         return None
-    return Score(column.title, problem.meter, column.key)
+    return Score(column.title, lambda: by_itself(problem.meter()), column.key)
+
+
+def by_itself(meter: Meter) -> Meter:
+    """A meter whose metrics (of torchmetrics, and parts of it) give the figures of this process alone."""
+    for part in meter.modules() if isinstance(meter, nn.Module) else (meter,):
+        if isinstance(part, Metric):
+            part.sync_on_compute = part._to_sync = False
+    return meter
 
 
 def from_checkpoint(path: Path, arch: str | None, arguments: dict[str, Any]) -> Subject:

@@ -13,12 +13,15 @@ from torch import nn
 
 from deepvit.data import Loaders
 from deepvit.errors import UserError
+from deepvit.files import read_json
+from deepvit.ops.collective import alone
 from deepvit.runs.card import ModelCard
 from deepvit.runs.folder import UNDERWAY
 from deepvit.terminal import say
 from deepvit.training.callbacks import RunLog
 from deepvit.training.config import TrainConfig
 from deepvit.training.parts import Prepared, settings_of
+from deepvit.training.sharding import put_together
 from deepvit.training.trainee import Trainee
 
 
@@ -90,7 +93,8 @@ class Underway(Callback):
     """Measures collapse, lesions included, at given shares of training (``--diagnose_at``).
 
     What is measured are the weights that validation sees, in evaluation mode and by the first process alone; training goes
-    on as if nothing had been. A run that goes on measures what it had not reached.
+    on as if nothing had been. A run that goes on measures what it had not reached; of one that is made longer, what was
+    measured at another step than a share now means is removed.
 
     Args:
         config: the options of the run.
@@ -102,11 +106,14 @@ class Underway(Callback):
 
     def __init__(self, config: TrainConfig, out: Path, parts: Prepared, steps: int, rows: RunLog) -> None:
         self.config, self.out, self.parts, self.rows = config, out, parts, rows
+        self.steps = steps
         self.waiting = steps_of_shares(config.result.diagnose_at, steps)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Trainee) -> None:  # type: ignore[override]
         """What lies before the step at which training starts or goes on is done."""
         now = trainer.global_step
+        if trainer.is_global_zero:
+            self._forget_others()
         self.waiting = {
             step: shares for step, shares in self.waiting.items() if step > now or step == now == 0
         }
@@ -116,14 +123,26 @@ class Underway(Callback):
         """Measure after the step that a share comes to."""
         self._look(trainer, module)
 
+    def _forget_others(self) -> None:
+        for step, shares in steps_of_shares(self.config.result.diagnose_at, self.steps).items():
+            for share in shares:
+                file = folder_of(self.out, share) / "collapse.json"
+                if file.exists():
+                    told = read_json(file, "a collapse report")["provenance"].get("underway", {})
+                    if told.get("step") != step:
+                        file.unlink()
+
     def _look(self, trainer: lightning.Trainer, module: Trainee) -> None:
         # Batches whose gradients are added up leave the number of steps as it is: what is done is not waiting any more.
         shares = self.waiting.pop(trainer.global_step, [])
-        if not (shares and trainer.is_global_zero):
+        if not shares:
             return
         from deepvit.report.store import save
 
-        with self.rows.left_out():
+        # All processes put a network together that is shared out; the passes are those of the first one alone.
+        with put_together(module.evaluated), self.rows.left_out(), alone():
+            if not trainer.is_global_zero:
+                return
             try:
                 report = measured(self.config, module.evaluated, self.parts, self.out.name, maps=0)
             except UserError as error:

@@ -78,9 +78,8 @@ def settle(
         UserError: options that cannot be meant, or a folder that may not be written or gone on with.
     """
     if options.get("resume") == "auto":
-        options["resume"] = (Path(str(options.get("out") or "")) / "config.yaml").is_file() and bool(
-            options.get("out")
-        )
+        begun = options.get("out") or default_out(TrainConfig(**{**options, "resume": False}))
+        options["resume"] = (Path(str(begun)) / "config.yaml").is_file()
     stored = stored_config(options)
     if stored is not None and "task" not in chosen:
         options["task"] = stored.task  # so that options which only that task has are known

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from deepvit.errors import UserError
-from deepvit.files import said_of_place
+from deepvit.files import READING, said_of_place
 from deepvit.runs.folder import still_there
 from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.checkpoints import SafeCheckpoints
@@ -98,7 +98,8 @@ def fit(
         except OSError as error:  # TensorBoard's writer, for one
             still_there(out)
             place = os.fsdecode(error.filename or out)
-            if said := said_of_place(error, out):
+            elsewhere = error.errno in READING and out not in Path(place).parents
+            if not elsewhere and (said := said_of_place(error, out)):
                 raise UserError(f"{place} cannot be written: {said}; make room.{way_on(out)}") from None
             raise
         except (KeyboardInterrupt, SystemExit):  # pressed twice: nothing of the present step is waited for
