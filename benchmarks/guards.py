@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--out", default="benchmarks/results/guards.json")
     options = parser.parse_args()
+    settings = {name: value for name, value in RUN.items() if name not in ("progress", "devices")}
     sides = {}
     for clip in (1.0, 0.0):
         sides[f"clip_grad {clip:g}"] = ratios(times(options.steps, clip))
@@ -97,8 +98,14 @@ def main() -> None:
             print(
                 f"clip_grad {clip:g}, {kind:<15} {1e3 * side['median_s']:.2f} ms, ratio {side['ratio']:.4f} {spread}"
             )
-    settings = {name: value for name, value in RUN.items() if name not in ("progress", "devices")}
-    print(write_json(options.out, {"floor": "without", **machine(), "settings": settings, "sides": sides}))
+        record = {
+            "floor": "without",
+            **machine(),
+            "settings": settings,
+            "steps": options.steps,
+            "sides": sides,
+        }
+        print(write_json(options.out, record))
 
 
 if __name__ == "__main__":

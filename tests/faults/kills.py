@@ -278,7 +278,7 @@ def main(count: int, seed: int, out: Path, tmpdir: Path | None, full: bool, reco
     result = {
         "what": "the disk is full at the moment, then freed" if full else "SIGKILL",
         "seed": seed, "runs": count, "equal": good, "killed": killed,
-        "said_in_one_line": sum(found["code"] == 2 for found in cases),
+        "ended_with_2": sum(found["code"] == 2 for found in cases),
         "kinds_of_places": len(set(visits)), "visits_of_a_whole_run": len(visits),
         "tmpdir_on_another_file_system": elsewhere,
         "minutes": round((time.monotonic() - started) / 60, 1), "versions": versions(),

@@ -39,7 +39,7 @@ def test_runs_whose_disk_was_full_go_on(tmp_path: Path) -> None:
     found = kills(tmp_path, 40, "--full")
     assert found["equal"] == 40
     assert found["killed"]
-    assert found["said_in_one_line"]
+    assert found["ended_with_2"]
 
 
 @pytest.mark.parametrize("name", ["kills", "kills_full"])
