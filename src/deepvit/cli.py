@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 import warnings
+from pathlib import Path
 
 from deepvit import __version__, commands
 from deepvit.commands.command import Command
 from deepvit.commands.help import command_help, overview
 from deepvit.errors import UserError
+from deepvit.files import said_of_place
 from deepvit.parsing import parse_words
 
 HELP = ("-h", "--help")
@@ -21,6 +24,28 @@ def main(argv: list[str] | None = None) -> int:
     line), 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII gets a question mark, not a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = dispatched(arguments)
+        sys.stdout.flush()  # what is behind a > may be full
+        return code
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        give_up_output()
+        return 1
+    except OSError as error:
+        said = said_of_place(error, Path.cwd())
+        if said is None:
+            raise
+        give_up_output()
+        what = error.filename or "what is printed here"
+        print(f"{' '.join(['deepvit', *arguments[:1]])}: {what} cannot be written: {said}", file=sys.stderr)
+        return 2
+
+
+def dispatched(arguments: list[str]) -> int:
+    """As ``main``, where output can be written."""
     if not arguments or arguments[0] in (*HELP, "help"):
         print(overview())
         return 0
@@ -43,9 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"deepvit {name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+
+
+def give_up_output() -> None:
+    """Let what is still to be printed go nowhere: Python would complain of it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(name: str, arguments: list[str]) -> int:

@@ -46,7 +46,9 @@ def refused(count: int, seed: int, place: Path, run: Path, capfd: pytest.Capture
             wrong.append(f"{case.name}: {code} {[w[-60:] for w in case.words]} {lines[-3:]} {left}")
         shutil.rmtree(case.out.parent)
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 1024**2  # KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    print(f"peak memory {peak / 1024**2:.2f} GiB over {count} cases")
+    assert peak < max(2e9 / 1024, before + 2**18)  # of this process alone, unless tests before took as much
     assert torch.is_grad_enabled()
 
 

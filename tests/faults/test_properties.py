@@ -1,4 +1,4 @@
-"""What holds for whatever one writes: data, options and files end well or in one line; the operator is its definition."""
+"""What holds whatever one writes: data strings, options and files end well or in one line; the operator is as defined."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +318,11 @@ def test_ade20k(tmp_path: Path, inside: str) -> None:
     data = open_masks(str(tmp_path))
     assert data.num_classes == 150
     assert (data.class_names[0], data.class_names[74], data.class_names[149]) == ("wall", "computer", "flag")
+    assert data.palette[:3] == [(120, 120, 120), (180, 120, 120), (6, 230, 230)]
+    assert (data.palette[74], data.palette[149]) == ((0, 255, 173), (92, 0, 255))
+    assert len(data.palette) == 150
+    # of the 450 numbers in mmsegmentation's ade.py, which are those of the benchmark's color150
+    assert hashlib.sha256(np.array(data.palette, dtype=np.uint8)).hexdigest()[:16] == "ce475c9151035eff"
     same(data, [np.array([[255, 0], [149, 74]], dtype=np.uint8).repeat(4, 0).repeat(4, 1)])
     save(root / "annotations" / "validation" / "ADE_1.png", np.full((8, 8), 151, dtype=np.uint8))
     with pytest.raises(UserError, match=r"holds the id 151, beyond the 150 classes .*scene parsing"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,6 +14,8 @@ from tasks.regression import Regression
 
 from deepvit import tasks
 from deepvit.cli import main
+from deepvit.data import DataOptions
+from deepvit.data.checking import DataCheck, Finding
 
 TINY = (
     "--data", "digits", "--model", "vit_tiny_patch16_224", "--model.depth", "2", "--model.img_size", "8",
@@ -61,6 +65,40 @@ def test_every_command_serves_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "report.html" in tell("diagnose", runs[0], "--images", "8", "--out", str(tmp_path / "report"))
     assert "regression" in tell("list", "tasks")
     assert "--largest" in tell("train", "--task", "regression", "--help")
+
+
+def test_its_data_is_listed_claimed_and_checked_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-data", "digits", "--task", "regression"]) == 2
+    assert "data for regression is not checked here" in capsys.readouterr().err
+
+    class Checked(Regression):
+        @classmethod
+        def sources(cls) -> list[dict[str, str]]:
+            return [{"data": "ages", "what": "faces with their ages", "needs": "nothing"}]
+
+        @classmethod
+        def claims(cls, spec: str) -> bool:
+            return spec == "ages"
+
+        @classmethod
+        def open(cls, spec: str, source: DataOptions, options: object = None) -> object:
+            return super().open("digits" if spec == "ages" else spec, source)
+
+        @classmethod
+        def check(cls, data: Any, progress: Callable[[int], None]) -> DataCheck:
+            return DataCheck("ages", {"train": 3, "val": 2}, [Finding("wrong", "one face is 300 years old")])
+
+    monkeypatch.setitem(tasks.TASKS, "regression", Checked)
+    assert main(["list", "data"]) == 0
+    text = capsys.readouterr().out
+    assert "faces with their ages" in text
+    assert text.count("digit-scenes") >= 1
+    assert main(["check-data", "ages"]) == 1
+    text = capsys.readouterr().out
+    assert "ages (regression)" in text
+    assert "one face is 300 years old" in text
 
 
 def test_resuming_knows_the_tasks_own_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

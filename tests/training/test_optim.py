@@ -9,7 +9,7 @@ import timm
 import torch
 
 from deepvit.errors import UserError
-from deepvit.training.config import OptimOptions as TrainConfig
+from deepvit.training.groups import OptimOptions as TrainConfig
 from deepvit.training.optim import build_optimizer, build_schedule, peak_lr, warmup_steps
 
 

@@ -21,7 +21,7 @@ import deepvit
 from deepvit.data.batched.plan import TrainPlan
 from deepvit.errors import UserError
 from deepvit.runs.place import Place, place
-from deepvit.training.processes import Devices
+from deepvit.training.devices import Devices, srun_meeting
 from deepvit.training.strategy import has_unused
 
 # Everything that looks at more than one image: Re-attention and the stem's batch norms, Mixup by pairs, every loss, EMA.
@@ -186,6 +186,35 @@ def test_torchrun_trains_once(tmp_path: Path, alone: Path) -> None:
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_evaluation_in_several_processes_is_that_of_one(tmp_path: Path, alone: Path, world: int) -> None:
+    one = deepvit.evaluate(str(alone))
+    assert one["images"] == 101
+    done = torchrun(["-m", "deepvit", "evaluate", str(alone), "--out", str(tmp_path / "x.json")], world)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("101 images") == 1
+    several = json.loads((tmp_path / "x.json").read_text())
+    assert several.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6)  # sums in another order
+    assert several == one
+    other = torchrun(["-m", "deepvit", "evaluate", str(alone), "--device", "cuda:0"], world)
+    assert "leave out --device cuda:0" in other.stderr
+    words = [
+        "-m",
+        "deepvit",
+        "diagnose",
+        str(alone),
+        "--images",
+        "2",
+        "--lesions",
+        "off",
+        "--out",
+        str(tmp_path / "d"),
+    ]
+    looked = torchrun(words, world)
+    assert looked.stderr.count(f"deepvit diagnose works in one process: the first of {world} does it") == 1
+    assert (tmp_path / "d" / "collapse.json").exists()
+
+
 def test_signals_end_all_processes_together_and_the_run_goes_on(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "deepvit", *command_line(tmp_path, epochs=500), "--devices", "cpu:2"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -254,6 +283,13 @@ def test_who_this_is() -> None:
     }
     assert place(step) == Place(2, 4, 0, 2, by="srun")
     assert place({**step, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    env = {"SLURM_STEP_NODELIST": "gpu[03-04,7]", "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "2"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        met = srun_meeting(Place(2, 4, 0, 2, by="srun"))
+        assert (met.address, met.port) == ("gpu03", 15_000 + 1234 * 7 + 2)
+        assert srun_meeting(Place(1, 2, 1, 2, by="srun")).address == "127.0.0.1"  # all on one machine
     for text, kind, count in (("auto", "auto", 1), ("cpu", "cpu", 1), ("cpu:3", "cpu", 3), ("2", "gpu", 2)):
         assert (Devices.read(text).kind, Devices.read(text).count) == (kind, count)
     assert Devices.read("1,3").indices == (1, 3)

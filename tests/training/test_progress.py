@@ -22,7 +22,8 @@ from deepvit.experiments.grid import StudyConfig
 from deepvit.experiments.study import recipe_name, study
 from deepvit.tasks import find
 from deepvit.training.callbacks import Progressing
-from deepvit.training.config import OptimOptions, TrainConfig
+from deepvit.training.config import TrainConfig
+from deepvit.training.groups import OptimOptions
 from deepvit.training.optim import build_schedule
 
 

@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from deepvit import tasks
 from deepvit.commands.command import Command
 from deepvit.data import DataOptions
 from deepvit.data.checking import DataCheck
-from deepvit.masks.checks import check_of
 from deepvit.options import Option, options_of
 
 SHOWN_FILES = 5
@@ -62,16 +62,16 @@ def check_data(
     Raises:
         UserError: data that cannot be opened at all, or a task whose data is not checked.
     """
-    check = check_of(data, task)
-    opened = check.open(data, DataOptions.of(**(data_args or {})))
+    kind = tasks.for_data(data) if task is None else tasks.find(task)
+    opened = kind.open_unchecked(data, DataOptions.of(**(data_args or {})))
     total = sum(len(part) for part in (opened.train, opened.val) if hasattr(part, "__len__"))
     console = Console(stderr=True)
     shown = progress and not json and sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         number = bar.add_task("reading", total=total)
-        found = check.check(opened, progress=lambda done: bar.update(number, completed=done))
-    return Report(check.task, found, json)
+        found = kind.check(opened, lambda done: bar.update(number, completed=done))
+    return Report(kind.name, found, json)
 
 
 def source_options(words: list[str]) -> list[Option]:

@@ -116,7 +116,7 @@ def processes(device: str) -> Iterator[Team | None]:
         raise UserError(
             f"{here.by} has started {here.world} processes, each with a device of its own: leave out --device {device}"
         )
-    from deepvit.training.processes import team
+    from deepvit.training.meeting import team
 
     def start(place: str) -> None:
         raise AssertionError("the launcher starts them")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepvit import cures, data, masks, models, recipes, tasks
+from deepvit import cures, models, recipes, tasks
 from deepvit.commands.command import Command
 from deepvit.errors import UserError
 from deepvit.terminal import print_table, say
@@ -40,8 +40,13 @@ def listing(what: str, pattern: str = "") -> Listing:
     elif what == "tasks":
         found = of_dicts(tasks.table())
     elif what == "data":
-        kinds = (("classification", data.table()), ("segmentation", masks.table()))
-        found = of_dicts([{"data": row["data"], "task": task, **row} for task, rows in kinds for row in rows])
+        found = of_dicts(
+            [
+                {"data": row["data"], "task": task.name, **row}
+                for task in tasks.TASKS.values()
+                for row in task.sources()
+            ]
+        )
     else:
         names = [name for name in recipes.names() if pattern in name]
         found = Listing(
@@ -73,8 +78,9 @@ def list_models(pattern: str) -> Listing:
 
 
 def of_dicts(rows: list[dict[str, str]]) -> Listing:
-    """Rows of one shape as a listing."""
-    return Listing(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    """Rows as a listing under the names of the first; what one lacks is empty."""
+    headings = list(rows[0])
+    return Listing(headings, [[str(row.get(name, "")) for name in headings] for row in rows])
 
 
 def show(found: Listing) -> None:

@@ -185,6 +185,14 @@ class Loaders:
             self._store("train")
         self._store("val")
 
+    def check(self) -> None:
+        """Complain about augmentation that cannot be read or does not fit, before anything is decoded."""
+        self.mixing  # noqa: B018
+        if self.stored_size("train") is None:
+            self.transforms  # noqa: B018
+        else:
+            self._augment()
+
     def train_dataloader(self) -> Loader:
         """Shuffled, augmented, full batches of this process."""
         rank, world = self.process()
@@ -208,9 +216,7 @@ class Loaders:
             )
         else:
             skipped.add(*stored.skipped)
-            spec = self.input
-            augment = BatchAugment(self.augment, spec.hw, spec.mean, spec.std, self._scaling())
-            source = StoredTrain(stored, augment, self.seed, rank)
+            source = StoredTrain(stored, self._augment(), self.seed, rank)
         mixing = self.mixing
         if mixing is not None:
             # One draw for a batch is one for the batches of all processes: together they are one batch.
@@ -328,6 +334,9 @@ class Loaders:
         if stored is not None and stored != self.input.hw and self._scaling() != self.input.interpolation:
             return None  # only PIL has that interpolation
         return stored
+
+    def _augment(self) -> BatchAugment:
+        return BatchAugment(self.augment, self.input.hw, self.input.mean, self.input.std, self._scaling())
 
     def _scaling(self) -> str:
         """The nearest interpolation that torch has for batches."""

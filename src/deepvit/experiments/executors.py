@@ -6,12 +6,16 @@ machine gone) says so by ``JobLost``, and the study submits its run again, which
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import subprocess
 import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -127,20 +131,44 @@ class Again:
         return DelayedSubmission(self, *args)
 
 
-class SubmititJob:
-    """A job of submitit."""
+class Queue:
+    """Which jobs wait or run in SLURM, asked for all at once every few seconds.
 
-    def __init__(self, job: Any) -> None:
-        self.job = job
+    submitit asks ``sacct``, which knows nothing on a cluster without accounting, and where it does, every ten minutes.
+    """
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every = every
+        self.asked = time.monotonic()
+        self.absent: Counter[str] = Counter()
+
+    def has_lost(self, job: str, mine: Iterable[str]) -> bool:
+        """Whether a job of ``mine`` was not in the queue, twice in turn."""
+        if time.monotonic() - self.asked >= self.every:
+            self.asked = time.monotonic()
+            done = subprocess.run(["squeue", "--noheader", "--format=%A"], capture_output=True, text=True)
+            if done.returncode == 0:  # a controller that does not answer says nothing of the jobs
+                there = set(done.stdout.split())
+                self.absent = Counter({one: self.absent[one] + 1 for one in mine if one not in there})
+        return self.absent[job] > 1
+
+
+class SubmititJob:
+    """A job of submitit; ``lost`` says whether the queue has forgotten it."""
+
+    def __init__(self, job: Any, lost: Callable[[], bool]) -> None:
+        self.job, self.lost = job, lost
 
     def done(self) -> bool:
         """Whether it has ended."""
-        return bool(self.job.done())
+        return bool(self.job.done()) or self.lost()
 
     def result(self) -> Any:
         """Its result; the error of its function is raised as it was."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
+        if not self.job.done():
+            raise JobLost("it is not in the queue any more, and left no result")
         try:
             outcome, result = self.job._get_outcome_and_result()
         except (UncompletedJobError, FailedJobError) as error:
@@ -170,6 +198,8 @@ class Submitit:
             raise UserError(f"--executor {cluster} needs submitit: pip install 'deepvit[slurm]'") from None
         self.limit = limit
         self.jobs: list[Any] = []
+        self.queue = Queue() if cluster == "slurm" else None
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # its warnings are of sacct
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=cluster)
             self.executor.update_parameters(name="deepvit", **{"timeout_min": 24 * 60, **options})
@@ -184,7 +214,12 @@ class Submitit:
         except Exception as error:  # what sbatch says comes as submitit's own types
             raise UserError(f"the job was not accepted: {(str(error).splitlines() or ['?'])[-1]}") from None
         self.jobs.append(job)
-        return SubmititJob(job)
+
+        def lost() -> bool:
+            mine = [str(one.job_id) for one in self.jobs]
+            return self.queue is not None and self.queue.has_lost(str(job.job_id), mine)
+
+        return SubmititJob(job, lost)
 
     def close(self) -> None:
         """Cancel what is not done."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from deepvit.errors import UserError
 from deepvit.experiments.grid import StudyConfig, cells, config_of
+from deepvit.training.devices import Devices
 from deepvit.training.parts import opened_data, prepared
-from deepvit.training.processes import Devices
 
 
 def rehearse(config: StudyConfig, done: Path | None) -> None:
@@ -32,8 +32,6 @@ def rehearse(config: StudyConfig, done: Path | None) -> None:
         seen.add(kind)
         data = opened_data(options) if data is None else data
         try:
-            loaders = prepared(options, data).loaders
-            loaders.mixing  # noqa: B018  (complains about what does not fit)
-            loaders.transforms  # noqa: B018
+            prepared(options, data).loaders.check()
         except UserError as error:
             raise UserError(f"{cell.label}: {error}") from None

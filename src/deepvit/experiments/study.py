@@ -188,7 +188,7 @@ def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
         "run": folder.name,
     }
     if (folder / "diverged.txt").exists():
-        return {**entry, "diverged": (folder / "diverged.txt").read_text()}, False
+        return {**entry, "diverged": (folder / "diverged.txt").read_text(encoding="utf-8")}, False
     fresh = not (folder / "run.json").exists()
     if fresh:
         part = WHOLE.set(False)
@@ -249,7 +249,11 @@ def recipe_name(recipe: str, out: Path) -> str:
         return recipe
     before = out / "study.json"
     if file.name == "study.yaml" and file.parent.resolve() == out.resolve():
-        return str(json.loads(before.read_text())["recipe"]) if before.exists() else out.resolve().name
+        return (
+            str(json.loads(before.read_text(encoding="utf-8"))["recipe"])
+            if before.exists()
+            else out.resolve().name
+        )
     return file.stem
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.fx
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from deepvit.errors import UserError
-from deepvit.layers.synced_norm import Synced
-from deepvit.ops.collective import group_of
+from deepvit.layers.synced_norm import Synced, group_over
 
 _FORWARDS = (
     nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, Synced.forward, FrozenBatchNorm2d.forward
@@ -82,7 +80,7 @@ def norm_arguments(norm: nn.Module, mode: str, x: Tensor | None = None) -> dict[
         **known,
         "batch_statistics": norm.training or norm.running_mean is None,
         "momentum": momentum,
-        "process_group": _process_group(norm) if norm.training else None,
+        "process_group": group_over(norm),
     }
 
 
@@ -101,8 +99,3 @@ def _recomputing() -> bool:
     """Whether gradient checkpointing runs this forward pass a second time, within the backward pass."""
     # The same question to autograd that torch.utils.checkpoint asks; under the compiler it is never so.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
-    """The group over which a converted norm synchronises; None without one, or alone in it."""
-    return group_of(norm.process_group) if isinstance(norm, nn.SyncBatchNorm | Synced) else None

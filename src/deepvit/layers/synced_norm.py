@@ -33,8 +33,15 @@ class Synced:
         return y
 
 
-def normalised(norm: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Batch norm over the processes of a group, in float32 (float64 stays); the running statistics take it in."""
+def normalised(norm: Any, x: Tensor, group: dist.ProcessGroup, *, counts: bool = True) -> Tensor:
+    """Batch norm over the processes of a group, in float32 (float64 stays).
+
+    Args:
+        norm: the module, in training mode.
+        x: [B, C, ...].
+        group: the processes, which all come here.
+        counts: whether the running statistics take the batch in.
+    """
     axes = [axis for axis in range(x.ndim) if axis != 1]
     values = x if x.dtype == torch.float64 else x.float()
     count = values.new_full((1,), x.numel() / x.shape[1])
@@ -43,7 +50,7 @@ def normalised(norm: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
     sums = all_reduce_sum(torch.cat([count, count * mean]), group)
     total, overall = sums[0].detach(), sums[1:] / sums[0].detach()
     spread = all_reduce_sum(count * (var + (mean - overall).square()), group) / total
-    if norm.track_running_stats and norm.running_mean is not None:
+    if counts and norm.track_running_stats and norm.running_mean is not None:
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
             share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
@@ -59,17 +66,25 @@ def normalised(norm: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return y.to(x.dtype)
 
 
+def group_over(norm: Any) -> dist.ProcessGroup | None:
+    """The group over which a norm synchronises now; None for one that does not, or alone."""
+    synced = isinstance(norm, nn.SyncBatchNorm | Synced)
+    return group_of(norm.process_group) if synced and norm.training else None
+
+
 _CLASSES: dict[type[Any], type[Any]] = {}
 
 
 def synchronise(network: nn.Module) -> nn.Module:
     """Let every batch norm of a network take its training statistics over all processes of torch.distributed, in place.
 
-    Re-attention's norm over heads is synchronised by the H×H sums of its maps. Norms with arithmetic of their own stay.
+    Re-attention's norm over heads is synchronised by the H×H sums of its maps. Norms with arithmetic of their own stay,
+    unless they say by ``synchronises = True`` that over several processes they are a plain batch norm.
     """
     for module in network.modules():
         kind = type(module)
-        if kind.forward not in (_BatchNorm.forward, BatchNormAct2d.forward):
+        plain = kind.forward in (_BatchNorm.forward, BatchNormAct2d.forward)
+        if not plain and not getattr(kind, "synchronises", False):
             continue
         if kind not in _CLASSES:
             _CLASSES[kind] = type(f"Synced{kind.__name__}", (Synced, kind), {})

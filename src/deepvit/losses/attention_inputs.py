@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepvit.layers.synced_norm import group_over, normalised
+
 
 @dataclass(frozen=True)
 class AttentionInputs:
@@ -48,6 +50,10 @@ def head_mix(
         if norm is None:
             return mixed
         frozen = not isinstance(norm, torch.nn.modules.batchnorm._BatchNorm)
+        if (
+            group := group_over(norm)
+        ) is not None:  # the network's own maps have the statistics of all processes
+            return normalised(norm, mixed, group, counts=False)
         training = not frozen and (norm.training or norm.running_mean is None)
         mean, var = (None, None) if training else (norm.running_mean, norm.running_var)
         return F.batch_norm(mixed, mean, var, norm.weight, norm.bias, training, 0.0, norm.eps)

@@ -48,7 +48,8 @@ def patch_mixing(
             agreement_BNS = torch.bmm(logits_BNK, sources.transpose(1, 2))
             held_BN = share.sum(dim=-1)
             cost_BN = torch.logsumexp(logits_BNK, dim=-1) * held_BN - (agreement_BNS * share).sum(dim=-1)
-            return cost_BN.sum() / held_BN.sum().clamp_min(1.0)
+            held = held_BN.sum() if labels.held is None else labels.held.to(cost_BN.dtype)
+            return cost_BN.sum() / held.clamp_min(torch.finfo(held.dtype).tiny)
         expected = logits_BNK.shape[:2] if labels.ndim == 2 else logits_BNK.shape
         if labels.shape != expected:
             raise UserError(

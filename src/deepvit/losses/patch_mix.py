@@ -29,11 +29,14 @@ class PatchLabels:
         share: [B, N, S] how much of each source a patch holds, rows summing to 1, or to 0 for a patch without a label,
             which counts for nothing.
         grid: (h, w) with N = h·w, patches in row-major order.
+        held: number of patches that the mean is over, a scalar; None: those of this batch that have a label. In several
+            processes, whose batches may hold different numbers, the mean of theirs.
     """
 
     sources: Tensor
     share: Tensor
     grid: tuple[int, int]
+    held: Tensor | None = None
 
     @classmethod
     def whole(cls, labels_BK: Tensor, grid: tuple[int, int]) -> PatchLabels:
@@ -51,7 +54,8 @@ class PatchLabels:
 
     def to(self, device: torch.device | str) -> PatchLabels:
         """The same labels on another device."""
-        return PatchLabels(self.sources.to(device), self.share.to(device), self.grid)
+        held = None if self.held is None else self.held.to(device)
+        return PatchLabels(self.sources.to(device), self.share.to(device), self.grid, held)
 
 
 @dataclass(frozen=True)

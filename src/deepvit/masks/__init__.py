@@ -4,7 +4,7 @@ from deepvit.masks.augmentation import SceneAugment
 from deepvit.masks.checking import MaskCheck, check_masks
 from deepvit.masks.dataset import MaskData
 from deepvit.masks.palette import palette
-from deepvit.masks.registry import MASK_SOURCES, open_masks, open_unchecked, table
+from deepvit.masks.registry import MASK_SOURCES, has_masks, open_masks, open_unchecked, table
 from deepvit.masks.scan import class_weights
 from deepvit.masks.sets import MaskSet
 from deepvit.masks.transforms import mask_transforms
@@ -17,6 +17,7 @@ __all__ = [
     "SceneAugment",
     "check_masks",
     "class_weights",
+    "has_masks",
     "mask_transforms",
     "open_masks",
     "open_unchecked",

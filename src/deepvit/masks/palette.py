@@ -19,3 +19,9 @@ def palette(count: int, bits: int = 8) -> list[Colour]:
             rest >>= 3
         colours.append((rgb[0], rgb[1], rgb[2]))
     return colours
+
+
+def rgb(text: str) -> Colour:
+    """``"0a66c8"`` as red, green and blue."""
+    red, green, blue = bytes.fromhex(text)
+    return red, green, blue

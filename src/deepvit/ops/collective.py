@@ -54,3 +54,17 @@ def group_of(given: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
         return None
     group = given if given is not None else dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of what every process has, without a gradient; ``x`` itself with one process. All processes must call it.
+
+    Gradients are averaged over processes, so a sum divided by this (each process's own sum by the same number) has the
+    gradient of the mean over all of them.
+    """
+    group = group_of(None)
+    if group is None:
+        return x.detach()
+    total = x.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total / dist.get_world_size(group)

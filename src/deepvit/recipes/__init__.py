@@ -36,7 +36,7 @@ def header(name: str) -> dict[str, str]:
     """The facts in the comment at the head of a recipe: what it is, command, hardware, time, result."""
     facts: dict[str, str] = {}
     last = ""
-    for line in find(name).read_text().splitlines():
+    for line in find(name).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         text = line.lstrip("# ").strip()

@@ -23,7 +23,8 @@ class Picture:
 class Section:
     """A heading, a line on how to read it, pictures, and a table of texts.
 
-    ``key``: its anchor on the page. ``headings`` and ``rows``: of the table; without headings there is none.
+    ``key``: its anchor on the page. ``headings`` and ``rows``: of the table; without headings there is none. ``legend``:
+    what the colours of the pictures stand for, as (red, green, blue) of 0 to 255 and a name.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Section:
     pictures: Sequence[Picture] = ()
     headings: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = field(default=())
+    legend: Sequence[tuple[Sequence[int], str]] = ()
 
 
 def png_uri(image: Image.Image) -> str:

@@ -82,6 +82,18 @@ def clear_folder(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def still_there(out: Path) -> None:
+    """Refuse to write on into a run folder that is gone: what came to lie in its place would be half a run.
+
+    Raises:
+        UserError: its disk is away, or somebody has removed it.
+    """
+    if not (out / "config.yaml").exists():
+        raise UserError(
+            f"the run folder {out} is gone (removed, or its disk is away): nothing more is written"
+        )
+
+
 _PARTS = {
     "last.ckpt",
     "previous.ckpt",

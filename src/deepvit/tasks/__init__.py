@@ -25,6 +25,7 @@ __all__ = [
     "Settings",
     "Task",
     "find",
+    "for_data",
     "register",
     "table",
 ]
@@ -47,6 +48,11 @@ def find(name: str) -> type[Task]:
             + (f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}")
         )
     return TASKS[name]
+
+
+def for_data(spec: str) -> type[Task]:
+    """The task that claims a data string, or the usual one."""
+    return next((task for task in TASKS.values() if task.claims(spec)), TASKS[DEFAULT])
 
 
 def table() -> list[dict[str, str]]:

@@ -14,11 +14,22 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from deepvit.data import AugmentConfig, DataOptions, ImageData, InputSpec, Loaders, open_data, read_image
+from deepvit.data import (
+    AugmentConfig,
+    DataOptions,
+    ImageData,
+    InputSpec,
+    Loaders,
+    open_data,
+    read_image,
+    table,
+)
 from deepvit.data.augmentation import resolve
+from deepvit.data.checking import DataCheck, check_classification
 from deepvit.data.transforms import transform_of
 from deepvit.errors import UserError
 from deepvit.losses import PatchMix
+from deepvit.tasks.labelled import loaders_of, numbers_of, several, validated
 from deepvit.tasks.task import Column, Criterion, Fitting, Mixed, Settings, Task
 from deepvit.terminal import print_table, say
 
@@ -96,12 +107,23 @@ class Classification(Task):
     @classmethod
     def open(cls, spec: str, source: DataOptions, options: Any = None) -> ImageData:
         """A data set of labelled images; its own split, whatever the seed of a run: runs stay comparable."""
-        data = open_data(spec, source)
-        if data.num_classes < 2:
-            raise UserError(
-                f"{spec} has one class only ({data.class_names[0]}): there is nothing to tell apart"
-            )
+        data: ImageData = several(open_data(spec, source))
         return data
+
+    @classmethod
+    def sources(cls) -> list[dict[str, str]]:
+        """Folders, archives, hubs and what is built in."""
+        return table()
+
+    @classmethod
+    def open_unchecked(cls, spec: str, source: DataOptions) -> ImageData:
+        """One class is no mistake of the files."""
+        return open_data(spec, source)
+
+    @classmethod
+    def check(cls, data: Any, progress: Callable[[int], None]) -> DataCheck:
+        """Unreadable files, the same image in both parts, imbalance, odd sizes."""
+        return check_classification(data, progress=progress)
 
     @classmethod
     def facts_of(cls, data: Any, options: Any) -> dict[str, Any]:
@@ -137,18 +159,7 @@ class Classification(Task):
 
     def loaders(self, data: Any, input: InputSpec, settings: Settings, augment: AugmentConfig) -> Loaders:
         """The data room's loaders of labelled images."""
-        return Loaders(
-            data,
-            input=input,
-            batch_size=settings.batch_size,
-            augment=augment,
-            workers=settings.workers,
-            seed=settings.seed,
-            max_train_images=settings.max_train_images,
-            max_val_images=settings.max_val_images,
-            unreadable=settings.unreadable,
-            progress=settings.progress,
-        )
+        return loaders_of(data, input, settings, augment=augment)
 
     def patch_mix(
         self, network: nn.Module, input: InputSpec, augment: AugmentConfig
@@ -194,20 +205,8 @@ class Classification(Task):
 
     def validation(self, data: Any, input: InputSpec, settings: Settings) -> Iterable[tuple[Tensor, Tensor]]:
         """Validation batches with labels of this network's classes, whichever of them the data has."""
-        names = self.labels
-        for name in data.class_names:
-            if name not in names:
-                raise UserError(
-                    f"class {name!r} of {data.spec} is not one of the {len(names)} classes that the run was trained on"
-                )
-        wanted = torch.tensor([names.index(name) for name in data.class_names])
-        loaders = self.loaders(data, input, settings, settings.augment)
-        loaders.setup("validate")
-        try:
-            for images, targets in loaders.val_dataloader():
-                yield images, wanted[targets.cpu()]
-        finally:
-            loaders.teardown()
+        numbers = numbers_of(data, self.labels)
+        return validated(self.loaders(data, input, settings, settings.augment), numbers)
 
     def meter(self) -> Accuracy:
         """Accuracy over all classes of the network."""

@@ -18,6 +18,7 @@ from deepvit.errors import UserError
 
 if TYPE_CHECKING:
     from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec, Loaders
+    from deepvit.data.checking import DataCheck
     from deepvit.data.loaders import Data, Unreadable
     from deepvit.report.sections import Section
 
@@ -160,6 +161,30 @@ class Task(ABC):
     @abstractmethod
     def open(cls, spec: str, source: DataOptions, options: Any = None) -> Data:
         """The data set of a data string; raises ``UserError`` for one that this task cannot use."""
+
+    @classmethod
+    def sources(cls) -> list[dict[str, str]]:
+        """The forms of data strings that ``open`` takes, as rows for ``deepvit list data``: data, what, needs, options."""
+        return []
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """Whether a data string is for this task and no other, for commands that are told no task."""
+        return False
+
+    @classmethod
+    def open_unchecked(cls, spec: str, source: DataOptions) -> Any:
+        """As ``open``, but with what is wrong in it still there, for ``check``."""
+        return cls.open(spec, source)
+
+    @classmethod
+    def check(cls, data: Any, progress: Callable[[int], None]) -> DataCheck:
+        """Read all of a data set once and say what is wrong in it; ``progress`` is called with the images read so far.
+
+        Raises:
+            UserError: a task whose data is not checked.
+        """
+        raise UserError(f"data for {cls.name} is not checked here")
 
     @classmethod
     @abstractmethod

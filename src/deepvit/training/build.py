@@ -18,7 +18,8 @@ from deepvit.models.arguments import accepted
 from deepvit.runs.card import ModelCard, load_deployed, read_card
 from deepvit.runs.inputs import input_of
 from deepvit.tasks import Task
-from deepvit.training.config import CureOptions, ModelOptions, TrainConfig
+from deepvit.training.config import TrainConfig
+from deepvit.training.groups import CureOptions, ModelOptions
 
 
 def sized_for(options: ModelOptions, native_size: int | None, cells: int = 8) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from safetensors.torch import save_file
 
 from deepvit.files import atomic_path, write_atomic
-from deepvit.runs.folder import read_metrics
+from deepvit.runs.folder import read_metrics, still_there
 from deepvit.tasks import Column
 from deepvit.terminal import say
 from deepvit.training.in_force import write_hparams
@@ -187,6 +187,7 @@ class RunLog(Callback):
         }
         if not trainer.is_global_zero:
             return
+        still_there(self.path.parent)
         self._log(trainer, {k: v for k, v in row.items() if k != "step"}, trainer.global_step)
         self.rows.append(row)
         names = list(dict.fromkeys(name for r in self.rows for name in r))

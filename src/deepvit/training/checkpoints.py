@@ -92,7 +92,7 @@ def keep_previous(target: Path) -> None:
 def digests(folder: Path) -> list[str]:
     """Digests of the checkpoints of a folder, the newest last; none where the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, UnicodeDecodeError):
-        found = json.loads((folder / DIGESTS).read_text())
+        found = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         if isinstance(found, list):
             return [str(digest) for digest in found]
     return []

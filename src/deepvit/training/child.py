@@ -9,7 +9,7 @@ import warnings
 
 from deepvit.errors import UserError
 from deepvit.runs.place import place
-from deepvit.training.processes import end_with_parent
+from deepvit.training.meeting import end_with_parent
 from deepvit.training.run import train
 
 

@@ -10,7 +10,7 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from torch import nn
 
 from deepvit.errors import UserError
-from deepvit.training.config import OptimOptions
+from deepvit.training.groups import OptimOptions
 
 # Tokens and tables that some models of timm exempt from weight decay and others do not.
 _NO_DECAY_NAMES = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deepvit import tasks
 from deepvit.data import Loaders
+from deepvit.errors import UserError
 from deepvit.runs.card import ModelCard
 from deepvit.tasks import Settings, Task
 from deepvit.training.build import build_model, native_size
@@ -73,3 +74,23 @@ def settings_of(config: TrainConfig) -> Settings:
         unreadable=config.data.unreadable,
         progress=config.run.progress,
     )
+
+
+def checkpoint_blocks(backbone: nn.Module) -> None:
+    """Have a backbone compute its blocks again in the backward pass.
+
+    Raises:
+        UserError: a network that cannot.
+    """
+    try:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):  # timm's networks without it assert
+        raise UserError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out") from None
+
+
+def steps_of(loaders: Loaders, trainer: lightning.Trainer, config: TrainConfig) -> tuple[int, int]:
+    """Optimizer steps of an epoch and images of a step, over all devices."""
+    world, size = trainer.world_size, config.optim.batch_size
+    share = len(loaders.train_set) // world
+    batches = max(share // size, 1)  # fewer images than a batch make one smaller batch
+    return -(-batches // config.optim.accumulate), size * config.optim.accumulate * world

@@ -10,29 +10,26 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
-from deepvit.data import Loaders
 from deepvit.errors import UserError
 from deepvit.files import write_atomic, write_json
 from deepvit.layers.synced_norm import synchronise
-from deepvit.provenance import command, hardware, versions
-from deepvit.runs.card import ModelCard, load_deployed, save_deployed
-from deepvit.runs.folder import Run, check_folder, clear_folder, read_run, sweep
+from deepvit.runs.card import load_deployed, save_deployed
+from deepvit.runs.folder import Run, check_folder, clear_folder, read_run, still_there, sweep
 from deepvit.runs.lock import writing
-from deepvit.terminal import say
-from deepvit.training.callbacks import RunLog
 from deepvit.training.checkpoints import newest_good
-from deepvit.training.config import RunOptions, TrainConfig
+from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
 from deepvit.training.diagnosing import Underway, diagnose_run
+from deepvit.training.groups import RunOptions
 from deepvit.training.in_force import in_force
+from deepvit.training.meeting import team
 from deepvit.training.optim import epochs_of
-from deepvit.training.parts import Prepared, prepared
-from deepvit.training.processes import Team, team
+from deepvit.training.parts import Prepared, checkpoint_blocks, prepared, steps_of
+from deepvit.training.processes import Team
+from deepvit.training.record import announce, record
 from deepvit.training.sharding import whole_state
 from deepvit.training.spawning import start
 from deepvit.training.strategy import check_strategy, has_unused
@@ -165,6 +162,7 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
             network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))
             card.weights += ", best epoch"
         network = network.cpu().eval()
+        still_there(out)
         save_deployed(out, network, card)
         if team.world > 1:
             network, _ = load_deployed(out)  # without what synchronises
@@ -190,88 +188,3 @@ def opened(config: TrainConfig, out: Path, held: contextlib.ExitStack) -> Path |
     (out / "run.json").unlink(missing_ok=True)  # a run made longer has not ended
     write_atomic(out / "config.yaml", config.to_yaml(), durable=True)
     return resumed
-
-
-def checkpoint_blocks(backbone: torch.nn.Module) -> None:
-    """Have a backbone compute its blocks again in the backward pass.
-
-    Raises:
-        UserError: a network that cannot.
-    """
-    try:
-        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError):  # timm's networks without it assert
-        raise UserError(f"{type(backbone).__name__} has no gradient checkpointing: leave it out") from None
-
-
-def steps_of(loaders: Loaders, trainer: lightning.Trainer, config: TrainConfig) -> tuple[int, int]:
-    """Optimizer steps of an epoch and images of a step, over all devices."""
-    world, size = trainer.world_size, config.optim.batch_size
-    share = len(loaders.train_set) // world
-    batches = max(share // size, 1)  # fewer images than a batch make one smaller batch
-    return -(-batches // config.optim.accumulate), size * config.optim.accumulate * world
-
-
-def announce(
-    config: TrainConfig,
-    out: Path,
-    model: torch.nn.Module,
-    card: ModelCard,
-    loaders: Loaders,
-    trainer: Any,
-) -> None:
-    """Say what is about to be trained: sizes chosen for the user, and what they should know of their data."""
-    if not (config.run.progress and trainer.is_global_zero):
-        return
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    chosen = {
-        k: v for k, v in card.model_args.items() if k not in config.model.args and not isinstance(v, bool)
-    }
-    text = (
-        f"{card.arch} ({parameters:.2f} M parameters) on {loaders.data.spec}: {len(loaders.train_set):,} training and "
-        f"{len(loaders.val_set):,} validation images of {card.input.width}×{card.input.height}, {card.problem.told_facts()}"
-    )
-    console = Console(stderr=True)
-    console.print("\n".join([text, *loaders.account()]), highlight=False, markup=False)
-    if chosen:  # as it would be typed, so on one line
-        say("chosen for these images: " + " ".join(f"--model.{k} {v}" for k, v in chosen.items()), console)
-    say(f"run folder: {out}", console)
-
-
-def record(
-    config: TrainConfig, module: Trainee, card: ModelCard, log: RunLog, seconds: float, unreadable: list[str]
-) -> dict[str, Any]:
-    """The record of a run: what was asked, on what it ran, what the deployed weights reach."""
-    rows, problem = log.rows, module.problem
-    times = sorted(float(row["seconds"]) for row in rows)
-    watched = problem.column()
-    values = [float(row[f"val/{watched.key}"]) for row in rows]
-    best = max(values) if watched.better == "higher" else min(values)
-    # The weights of the epoch first to be best are those that BestWeights kept.
-    deployed = rows[values.index(best)] if config.result.keep == "best" else rows[-1]
-    result = {
-        **{name: float(deployed[name]) for c in problem.columns if (name := f"val/{c.key}") in deployed},
-        "epoch": int(deployed["epoch"]),
-        f"best/{watched.key}": best,
-        "best_epoch": int(rows[values.index(best)]["epoch"]),
-        f"last/{watched.key}": values[-1],
-        "seconds_per_epoch": times[len(times) // 2],
-        "parameters": sum(p.numel() for p in module.model.parameters()),
-        "epochs": len(rows),
-        "steps": int(rows[-1]["step"]),
-    }
-    return {
-        "format": "deepvit-run/1",
-        "command": command(),
-        "task": config.task,
-        "arch": card.arch,
-        "model_args": card.model_args,
-        "data": config.data.spec,
-        "seed": config.optim.seed,
-        "versions": versions(),
-        "hardware": hardware(),
-        "wall_seconds": seconds,
-        "unreadable": unreadable,
-        "in_force": log.in_force,
-        "result": result,
-    }

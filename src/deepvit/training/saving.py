@@ -16,6 +16,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from deepvit.runs.folder import still_there
 from deepvit.training.checkpoints import LAST
 from deepvit.training.guards import DivergedError
 from deepvit.training.processes import largest
@@ -98,7 +99,10 @@ class Saving(Checkpoint):
 
         Raises:
             DivergedError: a weight is NaN or infinite.
+            UserError: the run folder is gone.
         """
+        if trainer.is_global_zero:
+            still_there(self.path.parents[1])
         bad = bad_weights(module)
         if largest(bool(bad), module.device):
             name = bad[0] if bad else "of another process"

@@ -14,7 +14,7 @@ from deepvit.runs.place import CHILD
 
 
 def start(where: str, options: dict[str, Any], given: Collection[str]) -> subprocess.Popen[bytes]:
-    """Start the process of a place (see ``processes.CHILD``); it ends when its standard input is closed."""
+    """Start the process of a place (see ``runs.place.CHILD``); it ends when its standard input is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", "import sys; from deepvit.training.child import main; sys.exit(main())"],
         stdin=subprocess.PIPE,

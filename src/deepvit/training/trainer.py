@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from deepvit.errors import UserError
 from deepvit.files import said_of_place
+from deepvit.runs.folder import still_there
 from deepvit.training.callbacks import BestWeights, Progressing, RunLog
 from deepvit.training.checkpoints import SafeCheckpoints
 from deepvit.training.config import TrainConfig
@@ -93,6 +94,7 @@ def fit(
         except Ended as ended:
             stop(ended.number, out)
         except OSError as error:  # TensorBoard's writer, for one
+            still_there(out)
             if said := said_of_place(error, out):
                 raise UserError(
                     f"{error.filename or out} cannot be written: {said}; make room.{way_on(out)}"

@@ -6,11 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
-
-from deepvit import tasks
-from deepvit.training.build import build_model
-from deepvit.training.config import TrainConfig
+from tasks.segmentation.going_on import trains_resumes_and_loads
 
 FACTS = {
     "class_names": [f"class {i}" for i in range(19)], "palette": [[i, i, i] for i in range(19)], "ignore_index": 255,
@@ -29,20 +25,8 @@ FACTS = {
         ("vit_small_patch16_224", "reattention"),
     ],
 )
-def test_two_steps_of_one_image_at_an_odd_size(model, cures):
-    problem = tasks.Segmentation(FACTS)
-    config = TrainConfig(task="segmentation", model=model, cures=cures, scene={"crop_size": 233})
-    network, _ = build_model(config, problem, None)
-    assert network.window == (233, 233)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
-    images, targets = torch.randn(1, 3, 233, 201), torch.randint(0, 19, (1, 233, 201))
-    for _ in range(2):
-        optimizer.zero_grad()
-        output = network(images)
-        loss = sum(torch.nn.functional.cross_entropy(value, targets) for value in output.values())
-        assert torch.isfinite(loss)
-        loss.backward()
-        optimizer.step()
+def test_two_steps_of_one_image_at_an_odd_size(tmp_path, model, cures):
+    trains_resumes_and_loads(tmp_path / "run", 233, model=model, model_args={}, cures=cures)
 
 
 LARGE = """

@@ -13,9 +13,9 @@ from deepvit.errors import UserError
 from deepvit.losses import Diversity
 from deepvit.tasks.segmentation.features import Neck, depths_of, feature_maps
 from deepvit.tasks.segmentation.heads import SteadyNorm
+from deepvit.tasks.segmentation.loss import criterion
 from deepvit.tasks.segmentation.network import SegmentationNetwork
 from deepvit.tasks.segmentation.patches import by_mask
-from deepvit.tasks.segmentation.problem import criterion
 
 ANY = {"dynamic_img_size": True, "dynamic_img_pad": True}
 TINY = {"depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 64, **ANY}
@@ -96,7 +96,7 @@ def test_diversity_losses_see_the_patches(name):
 @pytest.mark.parametrize("cure", ["reattention", "registers", "featscale+value_residual"])
 def test_a_cured_vit_trains_with_checkpointing_as_without(cure):
     images, targets = torch.randn(2, 3, 61, 53), torch.randint(0, 5, (2, 61, 53))
-    found = []
+    found, buffers = [], []
     for checkpointed in (False, True):
         torch.manual_seed(1)
         network = network_of("plain ViT", cure=cure, dropout=0.0).train()
@@ -104,6 +104,12 @@ def test_a_cured_vit_trains_with_checkpointing_as_without(cure):
         network.backbone.set_grad_checkpointing(checkpointed)
         sum(criterion(None, 0.4, 255)(network(images), targets).values()).backward()
         found.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+        buffers.append(dict(network.named_buffers()))
+    # blocks are computed twice, and running statistics, those of heads and of Re-attention, still move once
+    assert set(buffers[0]) == set(buffers[1])
+    assert any(name.endswith("running_var") for name in buffers[0])
+    for name, value in buffers[0].items():
+        torch.testing.assert_close(buffers[1][name], value, msg=lambda text, name=name: f"{name}: {text}")
     assert set(found[0]) == set(found[1])
     for name, grad in found[0].items():
         torch.testing.assert_close(found[1][name], grad, msg=lambda text, name=name: f"{name}: {text}")

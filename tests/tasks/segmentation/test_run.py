@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import deepvit
+from deepvit import recipes
 from deepvit.cli import main
 from deepvit.data import AugmentConfig
 from deepvit.errors import UserError
@@ -70,6 +71,8 @@ def test_the_report_shows_examples_classes_and_confusion(run):
         assert words in text, words
     assert text.index("<h3>Patches alike") < text.index("<h3>Attention like the block before")
     assert text.count("data:image/png;base64,") == 5  # four validation images, the matrix
+    assert text.index('<ul class="legend">') < text.index("of its pixels right")
+    assert '<rect width="14" height="14" rx="3" fill="rgb(0, 0, 0)"/></svg>ground</li>' in text
     collapse = json.loads((run.path / "collapse.json").read_text())
     assert collapse["series"]["patch_similarity"]
 
@@ -272,6 +275,8 @@ def test_defaults_are_the_task_s_and_options_go_before_them(capsys):
     again = TrainConfig.from_options(config.options())
     assert again == config
     assert TrainConfig().data.spec == "digits"
+    recipe = TrainConfig.from_yaml(recipes.find("segmentation/digit_scenes"))
+    assert recipe.options() == config.options()
     assert main(["train", "--task", "segmentation", "--help"]) == 0
     text = capsys.readouterr().out
     assert "[digit-scenes]" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,33 @@ def mean_of(values: Array) -> float:
     """Mean of what is no NaN; 0 where nothing is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else 0.0
+
+
+def by_class(matrix: Array, names: Sequence[str]) -> dict[str, Any]:
+    """``per_class`` IoU and accuracy in percent (None where a class has none), ``left_out``, and ``confusion``, as JSON."""
+    found = scores(matrix)
+
+    def percent(value: float) -> float | None:
+        return None if np.isnan(value) else float(100 * value)
+
+    return {
+        "per_class": {
+            name: {"iou": percent(iou), "accuracy": percent(accuracy)}
+            for name, iou, accuracy in zip(names, found.iou, found.accuracy, strict=True)
+        },
+        "left_out": [name for name, iou in zip(names, found.iou, strict=True) if np.isnan(iou)],
+        "confusion": matrix.tolist(),
+    }
+
+
+def class_rows(per_class: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table of what ``by_class`` gave, the worst class first."""
+    known = [(name, row["iou"], row["accuracy"]) for name, row in per_class.items() if row["iou"] is not None]
+    rows = [
+        [name, f"{iou:.2f}", "–" if accuracy is None else f"{accuracy:.2f}"]
+        for name, iou, accuracy in sorted(known, key=lambda one: one[1])
+    ]
+    return ["class", "IoU %", "accuracy %"], rows
 
 
 class Confusion(nn.Module):

@@ -13,8 +13,11 @@ from deepvit.errors import UserError
 class SteadyNorm(nn.BatchNorm2d):
     """Batch norm that takes its running statistics where a channel has one value, from which none can be estimated.
 
-    The pyramid pools its coarsest map to a single cell; with one image a device torch's own batch norm fails there.
+    The pyramid pools its coarsest map to a single cell; with one image in all torch's own batch norm fails there. Several
+    processes have several values, and their statistics (``layers.synced_norm``).
     """
+
+    synchronises = True
 
     def forward(self, input: Tensor) -> Tensor:
         """As torch's, but for one value a channel."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +16,10 @@ from deepvit.data import InputSpec
 from deepvit.files import write_atomic
 
 Array = np.ndarray[Any, Any]
+Strip = Callable[[Tensor, Tensor, Tensor], Array]
+"""(image, truth, prediction) → a picture uint8 [h, w, 3]."""
+SHOWN, LARGEST = 4, 256
+"""Images of a batch that TensorBoard shows, and about how many rows of each."""
 STRENGTH = 0.55
 """Share of a class's colour over the image."""
 RIGHT, WRONG, NOTHING = (70, 150, 90), (214, 50, 60), (90, 90, 90)
@@ -65,6 +70,27 @@ def strip(
         mistakes(truth, said, ignore_index),
     ]
     return np.concatenate([part for one in parts for part in (one, gap)][:-1], axis=1)
+
+
+def strips(input: InputSpec, palette: Sequence[Sequence[int]], ignore_index: int) -> Strip:
+    """``strip`` of tensors: of an image [3, H, W] as the network takes it, and classes [H, W]."""
+
+    def draw(image: Tensor, truth: Tensor, said: Tensor) -> Array:
+        return strip(shown(image, input), truth.cpu().numpy(), said.cpu().numpy(), palette, ignore_index)
+
+    return draw
+
+
+def examples(draw: Strip) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What makes one picture uint8 [3, h, w] of a batch: the first images, one below the other."""
+
+    def grid(images: Tensor, output: Tensor, targets: Tensor) -> Tensor:
+        step = max(1, images.shape[-2] // LARGEST)
+        images, output, targets = (x[:SHOWN, ..., ::step, ::step] for x in (images, output, targets))
+        rows = [draw(*one) for one in zip(images, targets, output.argmax(1), strict=True)]
+        return torch.from_numpy(np.concatenate(rows)).permute(2, 0, 1)
+
+    return grid
 
 
 def write_masks(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepvit.losses import PatchLabels
+from deepvit.ops.collective import mean_over_processes
 from deepvit.tasks.task import Mixed
 
 
@@ -36,6 +37,9 @@ def by_mask(side: int, classes: int, ignore_index: int) -> Callable[[Tensor, Any
         counts = counts[..., :classes].flatten(1, 2)
         share = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
         sources = torch.eye(classes, device=share.device).expand(len(share), classes, classes)
-        return Mixed(images, masks, PatchLabels(sources, share, (rows, columns)))
+        held = mean_over_processes(
+            share.sum()
+        )  # the mean is over the patches of all processes, as the loss over pixels
+        return Mixed(images, masks, PatchLabels(sources, share, (rows, columns), held))
 
     return mix

@@ -9,36 +9,41 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as tvf
 
-from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec, Loaders, read_image
+from deepvit.data import AugmentConfig, DataOptions, ImageSet, InputSpec
 from deepvit.data.augmentation import SMALL_SIDE
-from deepvit.data.sets import Subset
-from deepvit.data.split import evenly_spaced
+from deepvit.data.checking import DataCheck
 from deepvit.errors import UserError
 from deepvit.files import write_atomic
-from deepvit.masks import open_masks
+from deepvit.masks import (
+    MaskData,
+    check_masks,
+    class_weights,
+    has_masks,
+    open_masks,
+    open_unchecked,
+    table,
+)
 from deepvit.report.sections import Section
+from deepvit.tasks.labelled import several
 from deepvit.tasks.segmentation import overlays, sections
+from deepvit.tasks.segmentation.batches import Alone, Pictures, mask_batches, mask_loaders
 from deepvit.tasks.segmentation.choices import InferOptions, SegmentOptions
-from deepvit.tasks.segmentation.confusion import Confusion, scores
+from deepvit.tasks.segmentation.confusion import Confusion, by_class, class_rows
 from deepvit.tasks.segmentation.inference import logits_of
+from deepvit.tasks.segmentation.loss import criterion
 from deepvit.tasks.segmentation.network import SegmentationNetwork
 from deepvit.tasks.segmentation.patches import by_mask
-from deepvit.tasks.task import Column, Criterion, Fitting, Settings, Task
+from deepvit.tasks.segmentation.predicting import predicted
+from deepvit.tasks.task import Column, Fitting, Settings, Task
 from deepvit.terminal import print_table, say
 
 CHANNELS, SMALL_CHANNELS = 512, 64
-SHOWN, LARGEST = 4, 256
-EPOCHS = 9
+EPOCHS = 7
 MODEL = "deepvit_tiny_d16_patch4_32"
 MODEL_ARGS = {"depth": 8, "reattention_blocks": "none", "stem": "conv"}
 """A convolutional stem learns from few scenes what a linear one does not; attention is plain, to compare cures with."""
-"""Images of a validation batch that TensorBoard shows, and rows of each at most."""
-AT_ONCE = 2**21
-"""Pixels of a validation batch at most: logits of 150 classes for so many take 1.3 GB."""
 
 
 class Segmentation(Task):
@@ -73,12 +78,27 @@ class Segmentation(Task):
     @classmethod
     def open(cls, spec: str, source: DataOptions, options: Any = None) -> Any:
         """Images with masks: ``MaskData``."""
-        data = open_masks(spec, source)
-        if data.num_classes < 2:
-            raise UserError(
-                f"{spec} has one class only ({data.class_names[0]}): there is nothing to tell apart"
-            )
-        return data
+        return several(open_masks(spec, source))
+
+    @classmethod
+    def sources(cls) -> list[dict[str, str]]:
+        """Folders of pairs, published layouts, and drawn scenes."""
+        return table()
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """Names of sets with masks, and folders that hold them."""
+        return has_masks(spec)
+
+    @classmethod
+    def open_unchecked(cls, spec: str, source: DataOptions) -> MaskData:
+        """No mask is looked at."""
+        return open_unchecked(spec, source)
+
+    @classmethod
+    def check(cls, data: Any, progress: Callable[[int], None]) -> DataCheck:
+        """Unknown ids, void, sizes, missing halves of pairs, and a histogram of the classes."""
+        return check_masks(data, progress=progress)
 
     @classmethod
     def facts_of(cls, data: Any, options: Any) -> dict[str, Any]:
@@ -166,75 +186,19 @@ class Segmentation(Task):
             mix = by_mask(network.depths.sides[-1], self.classes, self.nothing)
         weights = None
         if own.class_weights != "none":
-            from deepvit.masks import class_weights
-
             weights = torch.as_tensor(class_weights(data, own.class_weights), dtype=torch.float32)
-        loaders = self.loaders(data, input, settings)
+        loss = criterion(weights, own.aux_weight, self.nothing)
+        return Fitting(mask_loaders(data, input, settings), loss, mix, overlays.examples(self.strips(input)))
 
-        def examples(images: Tensor, output: Tensor, targets: Tensor) -> Tensor:
-            step = max(1, images.shape[-2] // LARGEST)
-            images, output, targets = (x[..., ::step, ::step] for x in (images, output, targets))
-            rows = [
-                self.strip(images[i], targets[i], output[i].argmax(0), input)
-                for i in range(min(SHOWN, len(images)))
-            ]
-            return torch.from_numpy(np.concatenate(rows)).permute(2, 0, 1)
-
-        return Fitting(loaders, criterion(weights, own.aux_weight, self.nothing), mix, examples)
-
-    def loaders(
-        self, data: Any, input: InputSpec, settings: Settings, kind: type[Loaders] = Loaders
-    ) -> Loaders:
-        """The data room's loaders, with joint transforms of image and mask."""
-        own: SegmentOptions = settings.options
-        known = evenly_spaced(len(data.val), 16)
-        sizes = [data.val.size(i) for i in (range(len(data.val)) if known is None else known.tolist())]
-        largest = max(height * width for height, width in sizes)
-        return kind(
-            data,
-            eval_batch_size=max(1, min(settings.batch_size, AT_ONCE // largest)),
-            input=input,
-            batch_size=settings.batch_size,
-            transforms=data.transforms(own.scene, input),
-            workers=settings.workers,
-            seed=settings.seed,
-            max_train_images=settings.max_train_images,
-            max_val_images=settings.max_val_images,
-            unreadable=settings.unreadable,
-            progress=settings.progress,
-        )
-
-    def strip(self, image: Tensor, truth: Tensor, said: Tensor, input: InputSpec) -> Any:
-        """Image, truth, prediction and mistakes side by side."""
-        return overlays.strip(
-            overlays.shown(image, input),
-            truth.cpu().numpy(),
-            said.cpu().numpy(),
-            self.facts["palette"],
-            self.nothing,
-        )
+    def strips(self, input: InputSpec) -> overlays.Strip:
+        """What draws an image with truth, prediction and mistakes in this problem's colours."""
+        return overlays.strips(input, self.facts["palette"], self.nothing)
 
     # -- measuring and using -----------------------------------------------------------------------
 
-    def validation(
-        self, data: Any, input: InputSpec, settings: Settings, kind: type[Loaders] = Loaders
-    ) -> Iterable[tuple[Tensor, Tensor]]:
+    def validation(self, data: Any, input: InputSpec, settings: Settings) -> Iterable[tuple[Tensor, Tensor]]:
         """Validation batches with classes of this network, whichever of them the data has."""
-        names = self.names
-        for name in data.class_names:
-            if name not in names:
-                raise UserError(
-                    f"class {name!r} of {data.spec} is not one of the {len(names)} classes that the run was trained on"
-                )
-        wanted = torch.full((max(data.ignore_index, len(data.class_names)) + 1,), self.nothing)
-        wanted[: len(data.class_names)] = torch.tensor([names.index(name) for name in data.class_names])
-        loaders = self.loaders(data, input, settings, kind)
-        loaders.setup("validate")
-        try:
-            for images, masks in loaders.val_dataloader():
-                yield images, wanted[masks.cpu()]
-        finally:
-            loaders.teardown()
+        return mask_batches(data, input, settings, self.names, self.nothing)
 
     def meter(self) -> Confusion:
         """The confusion matrix over the classes of the network."""
@@ -247,26 +211,13 @@ class Segmentation(Task):
 
     def detail(self, meter: Any, data: Any) -> dict[str, Any]:
         """``per_class`` IoU and accuracy in percent (None where a class has none), ``left_out``, and ``confusion``."""
-        matrix = meter.counts()
-        found = scores(matrix)
-        return {
-            "per_class": {
-                name: {"iou": percent(iou), "accuracy": percent(accuracy)}
-                for name, iou, accuracy in zip(self.names, found.iou, found.accuracy, strict=True)
-            },
-            "left_out": [name for name, iou in zip(self.names, found.iou, strict=True) if np.isnan(iou)],
-            "confusion": matrix.tolist(),
-        }
+        return by_class(meter.counts(), self.names)
 
     @classmethod
     def show_detail(cls, result: Mapping[str, Any]) -> None:
         """The classes from worst to best, and those that are left out."""
-        rows = {name: row for name, row in result["per_class"].items() if row["iou"] is not None}
-        table = []
-        for name, row in sorted(rows.items(), key=lambda item: item[1]["iou"]):
-            accuracy = row["accuracy"]
-            table.append([name, f"{row['iou']:.2f}", "–" if accuracy is None else f"{accuracy:.2f}"])
-        print_table(["class", "IoU %", "accuracy %"], table)
+        headings, rows = class_rows(result["per_class"])
+        print_table(headings, rows)
         if result["left_out"]:
             left_out = ", ".join(result["left_out"])
             say(f"left out of the means, as neither truth nor prediction has them: {left_out}")
@@ -285,30 +236,14 @@ class Segmentation(Task):
         self, network: nn.Module, data: Any, input: InputSpec, settings: Settings
     ) -> Sequence[Section]:
         """Examples, IoU by class and the confusion matrix, over all validation images, by this process alone."""
-        meter = Confusion(self.classes, self.nothing, together=False)
-        strips: list[tuple[Any, str]] = []
-        count = len(self.loaders(data, input, settings).val_set)
-        wanted = {round(i * (count - 1) / max(sections.EXAMPLES - 1, 1)) for i in range(sections.EXAMPLES)}
-        seen = 0
-        with torch.inference_mode():
-            for images, masks in self.validation(data, input, settings, Alone):
-                output = self.infer(network, images.to(next(network.parameters()).device)).cpu()
-                meter.update(output, masks)
-                for i in range(len(images)):
-                    if seen + i in wanted:
-                        said = output[i].argmax(0)
-                        one = Confusion(self.classes, self.nothing, together=False)
-                        one.update(output[i : i + 1], masks[i : i + 1])
-                        share = scores(one.counts()).pixel_accuracy
-                        caption = f"{len(strips) + 1}: {share:.1%} of its pixels right"
-                        strips.append((self.strip(images[i], masks[i], said, input), caption))
-                seen += len(images)
-        matrix = meter.counts()
-        return [
-            sections.example_section(strips),
-            sections.class_section(matrix, self.names, self.facts["palette"]),
-            sections.confusion_section(overlays.confusion_png(matrix, self.names)),
-        ]
+        alone = mask_batches(data, input, settings, self.names, self.nothing, Alone)
+        count = len(mask_loaders(data, input, settings).val_set)
+        where = next(network.parameters()).device
+
+        def logits(images: Tensor) -> Tensor:
+            return self.infer(network, images.to(where)).cpu()
+
+        return sections.of_images(alone, count, logits, self.strips(input), self.facts)
 
     def predict(
         self,
@@ -320,97 +255,11 @@ class Segmentation(Task):
         out: Path | None,
     ) -> Iterator[dict[str, Any]]:
         """``shares`` of the classes in percent of the pixels, and with ``out`` the paths of the masks, in its folder."""
-        if out is not None and out.suffix:
-            raise UserError(f"--out {out} is a file; masks are written into a folder")
-        for path in images:
-            read_image(path).close()  # all are looked at first: a bad name should not end half a listing
         where = next(network.parameters()).device
-        for path, stem in zip(images, stems(images), strict=True):
-            picture = read_image(path)
-            said = self.classes_of(network, picture, input, infer, where)
-            counts = np.bincount(said.flatten(), minlength=self.classes)
-            shares = {
-                self.names[i]: float(100 * counts[i] / said.size) for i in np.argsort(-counts) if counts[i]
-            }
-            row: dict[str, Any] = {"image": str(path), "shares": shares}
-            if out is not None:
-                row |= overlays.write_masks(out, stem, np.asarray(picture), said, self.facts["palette"])
-            yield row
-
-    def classes_of(
-        self, network: nn.Module, picture: Any, input: InputSpec, infer: Any, where: torch.device
-    ) -> Any:
-        """The class of every pixel of a photograph: an array [H, W]."""
-        height, width = picture.height, picture.width
-        side = self.facts["short_side"]
-        if side is not None:
-            picture = tvf.resize(picture, side, antialias=True)
-        pixels = tvf.to_dtype(tvf.pil_to_tensor(picture), torch.float32, scale=True)
-        image = tvf.normalize(pixels, list(input.mean), list(input.std))[None].to(where)
-        logits = self.infer(network, image, infer)
-        if logits.shape[-2:] != (height, width):
-            logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-        return logits[0].argmax(0).cpu().numpy()
+        logits = lambda given: self.infer(network, given.to(where), infer)  # noqa: E731
+        return predicted(logits, images, input, self.facts, out)
 
     def told(self, row: Mapping[str, Any]) -> str:
         """``ground 91.2%, digit 4 5.0%``, and where the overlay lies."""
         text = ", ".join(f"{name} {share:.1f}%" for name, share in list(row["shares"].items())[:5])
         return f"{text} → {row['overlay']}" if "overlay" in row else text
-
-
-class Alone(Loaders):
-    """Loaders of a process that does not share its images with others: they have gone on, or wait."""
-
-    def process(self) -> tuple[int, int]:
-        """The first of one."""
-        return 0, 1
-
-
-class Pictures(Subset):
-    """Images of a set of pairs, without what belongs to them."""
-
-    def target(self, index: int) -> int:
-        """The label: none."""
-        return int(self.targets[index])
-
-
-def criterion(weights: Tensor | None, aux_weight: float, ignore_index: int) -> Criterion:
-    """Cross-entropy in float32 over the pixels that count, of the decoder and, weighted, of the auxiliary head.
-
-    A batch in which nothing counts has the loss 0, with gradients of 0.
-
-    Args:
-        weights: of the classes [K], or None.
-        aux_weight: of the auxiliary head's loss.
-        ignore_index: value of pixels that do not count.
-    """
-
-    def pixels(logits: Tensor, targets: Tensor) -> Tensor:
-        given = None if weights is None else weights.to(logits.device)
-        total = F.cross_entropy(
-            logits.float(), targets, weight=given, ignore_index=ignore_index, reduction="sum"
-        )
-        known = targets != ignore_index
-        if given is None:
-            return total / known.sum().clamp_min(1)
-        least = torch.finfo(torch.float32).tiny
-        return total / given[torch.where(known, targets, 0)].mul(known).sum().clamp_min(least)
-
-    def terms(output: Any, targets: Tensor) -> dict[str, Tensor]:
-        found = {"cross_entropy": pixels(output["out"], targets)}
-        if "aux" in output:
-            found["auxiliary"] = aux_weight * pixels(output["aux"], targets)
-        return found
-
-    return terms
-
-
-def stems(images: Sequence[Path]) -> list[str]:
-    """A name for each image's masks: its own without ending, with its number where two are called alike."""
-    plain = [path.stem for path in images]
-    return [stem if plain.count(stem) == 1 else f"{stem}-{i}" for i, stem in enumerate(plain)]
-
-
-def percent(value: float) -> float | None:
-    """A share in percent; None for NaN, which JSON has not."""
-    return None if np.isnan(value) else float(100 * value)
