@@ -60,6 +60,7 @@ HERE = {
     # What a page takes for granted: its reader's files and variables, here small ones.
     "capture.md": ("images",),
     "cure.md": ("model", "deep run"),
+    "export.md": ("exported",),
     "report.md": ("reports", "model"),
     "segment.md": ("pairs",),
     "train.md": ("photographs",),
@@ -120,6 +121,12 @@ def prepared(page: str, root: Path) -> dict[str, Any]:
             names["results"] = example_measurements("plain", depth=4, heads=2, grid=4)
             for name in ("plain", "cured"):
                 write_report(example_measurements(name, depth=4, heads=2, grid=4), root / "runs" / name)
+        elif thing == "exported":
+            photographs(root / "PHOTOS")
+            Image.new("RGB", (48, 40), (200, 30, 30)).save(root / "photo.jpg")
+            deepvit.train(data="PHOTOS", model="vit_tiny_patch16_224", out="runs/a")
+            deepvit.export("runs/a", out="model.onnx")
+            deepvit.push("runs/a", to="local-dir:hub/a")
         elif thing == "pairs":
             pairs(root / "PHOTOS", {"train": 8, "val": 4}, size=(48, 48))
         elif thing == "photographs":
@@ -132,7 +139,7 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 def test_most_pages_show_python() -> None:
     shown = {page.name for page in WITH_PYTHON}
-    assert shown >= {"README.md", "quickstart.md", "extending.md", *HERE}
+    assert shown >= {"README.md", "quickstart.md", "extending.md", *HERE} - {"export.md"}
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda p: p.name)
@@ -180,7 +187,7 @@ SHORT = {
     "study": " ".join(f"--train.{word[2:]}" if word.startswith("--") else word for word in TRAIN.split())
     .replace("--train.overwrite", "--overwrite"),
 }  # fmt: skip
-ELSEWHERE = ("--devices 4", "--devices 0,2", "--executor slurm", "--nodes")  # other machines than this one
+ELSEWHERE = ("--devices 4", "--devices 0,2", "--executor slurm", "--nodes", "hf-hub:")  # other machines than this one
 
 
 def shortened(line: str) -> list[str]:
@@ -220,7 +227,7 @@ def reader(page: str, root: Path) -> None:
         write_report(example, root)
         methods = "methods: [plain, attnscale@last:6]\n"
         (root / "my-study.yaml").write_text(methods + "train: {model: vit_tiny_patch16_224, data: digits}\n")
-    for name in {"cure.md": ["a"], "segment.md": ["classifier", "a"]}.get(page, []):
+    for name in {"cure.md": ["a"], "export.md": ["a"], "segment.md": ["classifier", "a"]}.get(page, []):
         words = shlex.split(
             f"train --data digits --model vit_tiny_patch16_224 {TINY} {TRAIN} --out runs/{name}"
         )

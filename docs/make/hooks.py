@@ -24,7 +24,15 @@ COPIED = (
     "benchmarks/results/*.png",
 )
 ALONE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+WHEN_THERE = {"export.md": "Export and hubs"}  # guides that another branch brings
 LEFT_OUT = ("records/*/table.md",)  # the same table stands in the README beside it
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Guides that there are and that the navigation does not name yet."""
+    guides = next(entry["Guides"] for entry in config.nav or [] if "Guides" in entry)
+    guides += [{title: page} for page, title in WHEN_THERE.items() if (ROOT / "docs" / page).exists()]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
