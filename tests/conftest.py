@@ -16,6 +16,9 @@ os.environ["COLUMNS"] = "120"
 LAUNCHERS = {"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 for name in [n for n in os.environ if n in LAUNCHERS or n.startswith("SLURM_")]:
     del os.environ[name]
+# Nor is how it likes its output: tests read what is printed.
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
+    os.environ.pop(name, None)
 
 
 def _answers(compiler: str) -> bool:

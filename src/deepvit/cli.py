@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -128,6 +129,7 @@ def one_line(text: str) -> str:
 def quieten() -> None:
     """Keep other libraries' warnings off the screen: what they say about themselves is not about the user's work."""
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|timm|jsonargparse)(\..*)?$")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home that cannot be written
 
 
 if __name__ == "__main__":
