@@ -41,7 +41,7 @@ EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["proj
 	@touch $@
 
 docs: .venv-docs/.installed
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict # not --quiet, which counts no warnings
 	@echo "the site: site/index.html"
 
 # Run the notebooks and keep what they show.

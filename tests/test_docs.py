@@ -187,7 +187,13 @@ SHORT = {
     "study": " ".join(f"--train.{word[2:]}" if word.startswith("--") else word for word in TRAIN.split())
     .replace("--train.overwrite", "--overwrite"),
 }  # fmt: skip
-ELSEWHERE = ("--devices 4", "--devices 0,2", "--executor slurm", "--nodes", "hf-hub:")  # other machines than this one
+ELSEWHERE = (
+    "--devices 4",
+    "--devices 0,2",
+    "--executor slurm",
+    "--nodes",
+    "hf-hub:",
+)  # other machines than this one
 
 
 def shortened(line: str) -> list[str]:

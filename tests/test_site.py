@@ -48,11 +48,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("nbconvert", reason="needs deepvit[docs]")
     out = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.strip() == ""
+    assert "WARNING" not in done.stderr  # --quiet would count none of them
     return out
 
 
@@ -93,7 +93,6 @@ def test_every_guide_is_in_the_navigation() -> None:
     named |= set(re.findall(r'"([\w-]+\.md)": "', (docs / "make" / "hooks.py").read_text("utf-8")))
     assert {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} <= named
     assert {f"notebooks/{path.stem}.md" for path in (docs / "notebooks").glob("*.ipynb")} <= named
-    assert {path.relative_to(ROOT).as_posix() for path in ROOT.glob("records/*/README.md")} <= named
 
 
 def test_the_workflow_builds_it() -> None:

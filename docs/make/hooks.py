@@ -23,15 +23,20 @@ COPIED = (
     "benchmarks/results/*.md",
     "benchmarks/results/*.png",
 )
-ALONE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+ALONE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md")
 WHEN_THERE = {"export.md": "Export and hubs"}  # guides that another branch brings
 LEFT_OUT = ("records/*/table.md",)  # the same table stands in the README beside it
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Guides that there are and that the navigation does not name yet."""
-    guides = next(entry["Guides"] for entry in config.nav or [] if "Guides" in entry)
+    """Guides and records that there are and that the navigation does not name yet."""
+    guides, results = (next(e[part] for e in config.nav or [] if part in e) for part in ("Guides", "Results"))
     guides += [{title: page} for page, title in WHEN_THERE.items() if (ROOT / "docs" / page).exists()]
+    named = {page for entry in results if isinstance(entry, dict) for page in entry.values()}
+    for path in sorted(ROOT.glob("records/*/README.md")):
+        page = path.relative_to(ROOT).as_posix()
+        if page not in named:
+            results.append({path.read_text("utf-8").splitlines()[0].removeprefix("# "): page})
     return config
 
 
@@ -83,8 +88,9 @@ def home() -> str:
 def records() -> str:
     """records/README.md where there is one, and in any case each study in one line."""
     own = ROOT / "records" / "README.md"
-    if own.exists():
-        return own.read_text("utf-8")
+    if own.exists():  # a study that is still to be done is named, without a page
+        there = lambda link: link[0] if (own.parent / link[2]).exists() else link[1]  # noqa: E731
+        return re.sub(r"\[([\w-]+)\]\(([\w-]+/README\.md)\)", there, own.read_text("utf-8"))
     lines = ["# What was measured", "", "Every study with its recipe, all seeds, and what it refutes:", ""]
     for path in sorted(ROOT.glob("records/*/README.md")):
         title = path.read_text("utf-8").splitlines()[0].removeprefix("# ")
