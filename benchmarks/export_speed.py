@@ -160,6 +160,8 @@ def main() -> None:
         return
     result: dict[str, Any] = {**machine(), "threads": options.threads, "networks": {}}
     for name in options.networks:
+        if not place(options.folder, name).with_suffix(".facts.json").exists():
+            continue  # not exported yet
         facts = json.loads(place(options.folder, name).with_suffix(".facts.json").read_text())
         result["networks"][name] = {
             **facts,
