@@ -4,8 +4,8 @@
     python benchmarks/export_speed.py --step time --folder FOLDER [--threads 2] [--seconds 10]
 
 The first step writes and checks the ONNX files (any other work may run beside it); the second times them, torch and
-onnxruntime in turn, on a quiet machine, and writes benchmarks/results/export.json and export.md. Networks have random
-weights; norms over heads have statistics as training leaves them.
+onnxruntime in turn, on a quiet machine, and writes benchmarks/results/export.json and export.md (table: these without
+times). Networks have random weights; norms over heads have statistics as training leaves them.
 """
 
 from __future__ import annotations
@@ -133,11 +133,13 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, row in result["networks"].items():
         worst = max(row["cases"], key=lambda case: case["difference"])
+        said = f"| {name} | {row['size']} | {worst['difference']:.1e} of {worst['largest']:.2g} |"
+        if not row["times"]:
+            lines.append(f"{said} not timed | | | |")
         for batch, sides in row["times"].items():
             torch_ms, ort_ms = (1e3 * sides[side]["median_s"] for side in ("torch", "onnxruntime"))
             lines.append(
-                f"| {name} | {row['size']} | {worst['difference']:.1e} of {worst['largest']:.2g} | {batch} | {torch_ms:.1f} "
-                f"| {ort_ms:.1f} | {sides['onnxruntime']['ratio']:.2f} |"
+                f"{said} {batch} | {torch_ms:.1f} | {ort_ms:.1f} | {sides['onnxruntime']['ratio']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -147,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--step", choices=("export", "time"), required=True)
+    parser.add_argument("--step", choices=("export", "time", "table"), required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=2)
@@ -160,6 +162,8 @@ def main() -> None:
         return
     result: dict[str, Any] = {**machine(), "threads": options.threads, "networks": {}}
     for name in options.networks:
+        if not place(options.folder, name).with_suffix(".facts.json").exists():
+            continue  # not exported yet
         facts = json.loads(place(options.folder, name).with_suffix(".facts.json").read_text())
         result["networks"][name] = {
             **facts,

@@ -44,7 +44,7 @@ def test_labels_and_probabilities(size: Any, arguments: dict[str, Any], tmp_path
         )  # a uniform answer would agree with anything
 
 
-@pytest.mark.parametrize("short_side", [None, 40])
+@pytest.mark.parametrize("short_side", [None, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_class_for_every_pixel(short_side: int | None, tmp_path: Path) -> None:
     pytest.importorskip("segmentation_models_pytorch")
     small = {"depth": 2, "embed_dim": 48, "num_heads": 4, "img_size": 32, "patch_size": 8}

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from exporting.deployed import CLASSES, run_folder
+from exporting.deployed import CLASSES, SCENE, run_folder
 from torch import nn
 
 import deepvit
@@ -223,3 +223,23 @@ def test_onnx_without_its_packages_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     network = timm.create_model("vit_small_patch16_224", num_classes=3, **VIT)
     with pytest.raises(UserError, match=r"pip install 'deepvit\[export\]' \(--format pt2 does not\)"):
         deepvit.export(network, out=str(tmp_path / "a.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "args", "step"),
+    [
+        ("vit_small_patch16_224", 32, {**VIT, "dynamic_img_size": True, "dynamic_img_pad": True}, 1),
+        ("swin_tiny_patch4_window7_224", 48, {"img_size": 48, "window_size": 3, "embed_dim": 24}, None),
+    ],
+)
+def test_segmenters_are_programs(
+    arch: str, size: int, args: dict[str, object], step: int | None, tmp_path: Path
+) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    run = run_folder(tmp_path / "run", arch, size, facts=SCENE, **args)
+    made = deepvit.export(str(run), "pt2")
+    assert made.step == step
+    told = json.loads(made.description.read_text())
+    sides = [size, size] if step is None else ["height", "width"]
+    assert told["output"]["shape"] == ["batch", 3, *sides]
+    assert not [name for name in torch.export.load(made.path).state_dict if ".aux." in name]

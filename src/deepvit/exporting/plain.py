@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -29,14 +30,28 @@ def plain(network: nn.Module) -> nn.Module:
     written = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(written.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type, union-attr]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            as_used(module)
     for name, module in list(written.named_modules()):
         if isinstance(module, ReAttention) and folds(type(module)):
             fold(module, name)
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             module.forward = functools.partial(pooled, sizes=sides(module.output_size))  # type: ignore[method-assign]
+        elif isinstance(module, PatchEmbed) and module.dynamic_img_pad:
+            module.dynamic_feat_size = functools.partial(cells, patch=module.patch_size)
     return written
+
+
+def as_used(module: nn.Module) -> None:
+    """Let a layer with parametrized weights hold them as they are used.
+
+    Not by torch's ``remove_parametrizations``: it takes the weight out of a class that the copy shares with the network.
+    """
+    parts: Any = module.parametrizations
+    values = {name: getattr(module, name).detach().clone() for name in parts}
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def folds(kind: type[ReAttention]) -> bool:
@@ -81,6 +96,11 @@ def by_folded_theta(
         y = y * layer.gate(x).sigmoid()
     result: Tensor = layer.proj(y)
     return result
+
+
+def cells(img_size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """Patches along height and width of images that are padded, in whole numbers: a program holds no division of others."""
+    return (img_size[0] + patch[0] - 1) // patch[0], (img_size[1] + patch[1] - 1) // patch[1]
 
 
 def sides(size: Any) -> tuple[int, int]:

@@ -176,6 +176,7 @@ def resized(channels: int, times: int) -> nn.Module:
 
 def padded(images: Tensor, multiple: int) -> Tensor:
     """Images [B, 3, H, W] with zeros, the mean colour, at the right and the bottom, up to a multiple."""
-    right, below = -images.shape[-1] % multiple, -images.shape[-2] % multiple
+    height, width = ((side + multiple - 1) // multiple * multiple for side in images.shape[-2:])
+    below, right = height - images.shape[-2], width - images.shape[-1]
     # A program that is being written pads by whatever its images will need, not by what the example needs.
     return F.pad(images, (0, right, 0, below)) if is_exporting() or right or below else images

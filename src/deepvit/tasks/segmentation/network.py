@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_exporting
@@ -111,4 +112,7 @@ class Deployed(nn.Module):
 def enlarged(logits: Tensor, whole: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
     """Logits of cells as those of the pixels of the padded image, of which the image itself is kept."""
     pixels = F.interpolate(logits, whole, mode="bilinear", align_corners=False)
-    return pixels[..., : size[0], : size[1]] if is_exporting() or whole != size else pixels
+    if is_exporting():  # a view of the pixels would fix in the program whether the example was padded
+        rows, columns = (torch.arange(side, device=pixels.device) for side in size)
+        return pixels.index_select(-2, rows).index_select(-1, columns)
+    return pixels if whole == size else pixels[..., : size[0], : size[1]]
