@@ -167,6 +167,7 @@ class _Train(TypedDict, total=False):
     save_minutes: float
     resume: bool | Literal['auto']
     overwrite: bool
+    until: int | None
     log_every: int
     progress: bool
     head: Literal['upernet', 'linear']
@@ -233,6 +234,7 @@ def train(
     save_minutes: float = 10.0,
     resume: bool | Literal['auto'] = False,
     overwrite: bool = False,
+    until: int | None = None,
     log_every: int = 20,
     progress: bool = True,
     head: Literal['upernet', 'linear'] = 'upernet',
@@ -259,6 +261,7 @@ def study(
     jobs: int | None = None,
     executor: Literal['processes', 'local', 'slurm'] = 'processes',
     executor_args: dict[str, Any] = ...,
+    halving: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]: ...
 

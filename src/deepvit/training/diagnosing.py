@@ -13,12 +13,14 @@ from torch import nn
 
 from deepvit.data import Loaders
 from deepvit.errors import UserError
+from deepvit.runs.again import train_again
 from deepvit.runs.card import ModelCard
 from deepvit.runs.folder import UNDERWAY
 from deepvit.terminal import say
 from deepvit.training.callbacks import RunLog
 from deepvit.training.config import TrainConfig
 from deepvit.training.parts import Prepared, settings_of
+from deepvit.training.sharding import put_together
 from deepvit.training.trainee import Trainee
 
 
@@ -72,7 +74,7 @@ def diagnose_run(
             sections=card.problem.report_parts(network, parts.data, card.input, settings_of(config)),
             provenance={
                 "data": config.data.spec,
-                "train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)},
+                "train": train_again(out, card, config.cure.names),
                 "run": described(config, card, loaders, info, rows),
             },
         )
@@ -119,20 +121,24 @@ class Underway(Callback):
     def _look(self, trainer: lightning.Trainer, module: Trainee) -> None:
         # Batches whose gradients are added up leave the number of steps as it is: what is done is not waiting any more.
         shares = self.waiting.pop(trainer.global_step, [])
-        if not (shares and trainer.is_global_zero):
+        if not shares:
             return
+        with self.rows.left_out(), put_together(module):
+            if trainer.is_global_zero:
+                self._measure(trainer.global_step, module, shares)
+
+    def _measure(self, step: int, module: Trainee, shares: list[float]) -> None:
         from deepvit.report.store import save
 
-        with self.rows.left_out():
-            try:
-                report = measured(self.config, module.evaluated, self.parts, self.out.name, maps=0)
-            except UserError as error:
-                say(f"no collapse report underway: {error}", Console(stderr=True))
-                return
-            for share in shares:
-                found = report.measurements
-                found.provenance["underway"] = {"share": share, "step": trainer.global_step}
-                save(found, folder_of(self.out, share) / "collapse.json", maps=False)
+        try:
+            report = measured(self.config, module.evaluated, self.parts, self.out.name, maps=0)
+        except UserError as error:
+            say(f"no collapse report underway: {error}", Console(stderr=True))
+            return
+        for share in shares:
+            found = report.measurements
+            found.provenance["underway"] = {"share": share, "step": step}
+            save(found, folder_of(self.out, share) / "collapse.json", maps=False)
 
 
 def steps_of_shares(shares: Sequence[float], steps: int) -> dict[int, list[float]]:
