@@ -171,6 +171,7 @@ class _Train(TypedDict, total=False):
     save_minutes: float
     resume: bool | Literal['auto']
     overwrite: bool
+    until: int | None
     log_every: int
     logger: Literal['tensorboard', 'wandb', 'both', 'none']
     progress: bool
@@ -238,6 +239,7 @@ def train(
     save_minutes: float = 10.0,
     resume: bool | Literal['auto'] = False,
     overwrite: bool = False,
+    until: int | None = None,
     log_every: int = 20,
     logger: Literal['tensorboard', 'wandb', 'both', 'none'] = 'tensorboard',
     progress: bool = True,
@@ -265,6 +267,7 @@ def study(
     jobs: int | None = None,
     executor: Literal['processes', 'local', 'slurm'] = 'processes',
     executor_args: dict[str, Any] = ...,
+    halving: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]: ...
 

@@ -31,7 +31,7 @@ from vit_pytorch import ViT as LucidViT
 from vit_pytorch.deepvit import DeepViT as LucidDeepViT
 
 import deepvit.models  # noqa: F401 - registers the DeepViT models with timm
-from deepvit.capturing import capture
+from deepvit.capturing import capture, control, survey
 
 PAGE = Path(__file__).parents[2] / "docs" / "capture.md"
 TOLERANCE = 1e-6
@@ -345,6 +345,14 @@ def test_captured_maps_are_the_eager_maps(family):
     assert outcome.difference <= TOLERANCE
     assert outcome.same_bits
     assert outcome.sharpest > 2.0, "maps this uniform would agree with anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@torch.no_grad()
+def test_maps_and_patches_replaced_by_themselves_change_nothing(family):
+    model, images = model_of(family)
+    assert control(survey(model, images[:1]), images) < 2e-4
 
 
 def test_the_page_lists_every_family():

@@ -21,7 +21,7 @@ from vit_pytorch.simple_vit_with_register_tokens import SimpleViT
 from vit_pytorch.vit_with_patch_dropout import ViT as DroppingViT
 from vit_pytorch.xcit import XCiT
 
-from deepvit.capturing import attention_blocks, capture
+from deepvit.capturing import attention_blocks, capture, control, survey
 from deepvit.errors import UserError
 
 SMALL: dict[str, Any] = {
@@ -227,6 +227,24 @@ def test_prefix_tokens_grid_and_reason(family: Family) -> None:
             if of_map.block == block and of_map.windows == 1 and of_map.queries == tokens:
                 assert of_map.query_grid == (None if behind else grid), key
                 assert of_map.query_prefix == prefix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_the_control_holds_or_the_family_is_refused_with_the_reason(family: Family) -> None:
+    """Every map and all patches replaced by themselves: the same output, or no lesion of it is believed."""
+    torch.manual_seed(0)
+    model = family.build().eval()
+    images = torch.randn(2, *family.image)
+    if family.name in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[family.name]):
+            control(survey(model, images[:1]), images)
+    else:
+        assert control(survey(model, images[:1]), images) < 2e-4
+
+
+REFUSED: dict[str, str] = {}
+"""Families that lesions refuse, and a part of the reason."""
 
 
 @pytest.mark.parametrize("name", ["vit-pytorch LeViT", "vit-pytorch CvT"])

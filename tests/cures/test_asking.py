@@ -48,6 +48,13 @@ def test_syntax():
     assert cures.parse("reattention,layerscale") == [Wanted("reattention"), Wanted("layerscale")]
     assert cures.parse("attnscale@last:6 + featscale") == [Wanted("attnscale", "last:6"), Wanted("featscale")]
     assert cures.parse(["neutreno", "featscale@5-11"]) == [Wanted("neutreno"), Wanted("featscale", "5-11")]
+    assert cures.parse("cut@3,8-11,layerscale") == [Wanted("cut", "3,8-11"), Wanted("layerscale")]
+    assert cures.parse(["cut@1, first:2", "featscale@5-11"]) == [
+        Wanted("cut", "1,first:2"),
+        Wanted("featscale", "5-11"),
+    ]
+    with pytest.raises(UserError, match="no cure '3'"):
+        cures.parse("3,cut@1")
     assert cures.parse("") == []
 
 

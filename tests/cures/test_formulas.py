@@ -331,7 +331,7 @@ def test_layerscale_paper_start_follows_the_depth(make):
 FUSED = [
     name
     for name, cure in cures.CURES.items()
-    if not cure.needs_maps and not cure.removes and name != "differential_attention"
+    if not (cure.needs_maps or cure.removes or cure.needs_options) and name != "differential_attention"
 ]
 
 

@@ -23,8 +23,8 @@ HAS_IT_ALREADY = {
     ("qk_norm", "qk_norm"),
 }
 CANNOT = HAS_IT_ALREADY | {("qk_norm", "differential_attention")}
-# A cure that removes blocks cannot take all of them: test_cut.py has its own tests.
-KEEPING = [name for name, cure in cures.CURES.items() if not cure.removes]
+# A cure that removes blocks cannot take all of them, one that needs options has none here: both have tests of their own.
+KEEPING = [name for name, cure in cures.CURES.items() if not (cure.removes or cure.needs_options)]
 PAIRS = [(kind, cure) for kind in KINDS for cure in KEEPING]
 POSSIBLE = [pair for pair in PAIRS if pair not in CANNOT]
 

@@ -64,7 +64,7 @@ class Passing:
         assert layout is not None
 
         def change(stream: Tensor) -> Tensor:
-            tokens = _in_order(stream, layout)
+            tokens = in_order(stream, layout)
             patches = tokens[:, layout.patches]
             instead = by(patches)
             if instead.shape != patches.shape:
@@ -130,7 +130,7 @@ class Passing:
             self._handles.append(module.register_forward_hook(leaving))
 
 
-def _in_order(stream: Tensor, layout: TokenLayout) -> Tensor:
+def in_order(stream: Tensor, layout: TokenLayout) -> Tensor:
     """Tokens of any form as [B, N, C]."""
     if layout.form == "NBC":
         return stream.transpose(0, 1)

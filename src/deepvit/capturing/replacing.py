@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -46,19 +47,24 @@ def intervene(anatomy: Anatomy, *lesions: Lesion) -> Iterator[Seen]:
         if reason := refusal(anatomy, lesion):
             raise UserError(reason)
     _agree(lesions)
-    recorder = Replacing(anatomy, lesions)
     passing = Passing(anatomy)
-    watch = ReplacingWatch(recorder)
-    try:
+    # Whole blocks are changed by their own hooks: to watch every module and function costs more than a small network.
+    watched = any(isinstance(lesion, ReplaceMap | DropAttention) for lesion in lesions)
+    with contextlib.ExitStack() as held:
+        held.callback(passing.remove)
         expected = _put(anatomy, lesions, passing)
-        recorder.frames.install()
-        with watch:
+        if watched:
+            recorder = Replacing(anatomy, lesions)
+            watch = ReplacingWatch(recorder)
+            held.callback(watch.follower.clear)
+            held.callback(recorder.frames.remove)
+            recorder.frames.install()
+            held.enter_context(watch)
             yield recorder.seen
-    finally:
-        recorder.frames.remove()
-        passing.remove()
-        watch.follower.clear()
-    recorder.close()
+        else:
+            yield Seen()
+    if watched:
+        recorder.close()
     if missed := expected - passing.reached:
         raise UserError(f"{', '.join(sorted(missed))}: the model did not run it inside the with block")
 

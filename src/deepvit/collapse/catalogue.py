@@ -31,6 +31,8 @@ METRICS: dict[str, Metric] = {
         tokens.RANK_ONE,
         tokens.CHANGE,
         tokens.UPDATE,
+        tokens.ATTENTION_BRANCH,
+        tokens.MLP_BRANCH,
         tokens.IMAGES,
         tokens.HIGH_NORM,
     )

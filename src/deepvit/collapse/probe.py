@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from deepvit.capturing import capture
 from deepvit.collapse import collect
 from deepvit.collapse.catalogue import KINDS, METRICS
 from deepvit.collapse.findings import RESTS_ON
+from deepvit.collapse.gradients import MEASURED, patch_gradients
 from deepvit.collapse.plan import Plan
 from deepvit.collapse.results import Verdict
 from deepvit.collapse.rows import Row, rows_of
@@ -66,17 +68,17 @@ class CollapseProbe:
                 writer.add_scalar(name, value, step)
 
     A measurement is one forward pass in evaluation mode without gradients, with attention on about
-    ``attention_images`` of the images. It costs about 1.5 plain forward passes over them, or half a training
-    step (vit_small_patch16_224, 16 images, attention on 8, one CPU core): every 500 steps of that size, a
-    thousandth of the time. What it did cost is in ``seconds`` (the latest), ``total_seconds``, and logged as
-    ``collapse/seconds``. The model's modes, gradients and random state are as before.
+    ``attention_images`` of the images, and one forward and backward pass over these for the gradients that reach
+    each block's patches (``collapse.gradients``). What it did cost is in ``seconds`` (the latest), ``total_seconds``, and
+    logged as ``collapse/seconds``. The model's modes, gradients and random state are as before.
 
     Args:
         model: the model in training; any that ``deepvit.capture`` can watch (not the compiled wrapper).
         images: float images [B, C, h, w], preprocessed as for training; 8 to 64 are enough.
         every: steps between measurements; the first is at step 0.
         blocks: blocks to measure, as in ``"last:6"``; ``None`` is all.
-        attention_images: about how many of the images attention is measured on; tokens on all.
+        attention_images: about how many of the images attention and gradients are measured on; tokens on all.
+        gradients: whether to measure gradients.
 
     Raises:
         UserError: no attention found, blocks out of range, or no images.
@@ -89,6 +91,7 @@ class CollapseProbe:
         every: int = 500,
         blocks: str | int | Sequence[int] | None = None,
         attention_images: int = 8,
+        gradients: bool = True,
     ) -> None:
         if images.ndim != 4 or len(images) == 0:
             raise UserError(
@@ -98,6 +101,7 @@ class CollapseProbe:
             raise UserError(f"every={every} and attention_images={attention_images} must be at least 1")
         self.model, self.images, self.every, self.blocks = model, images, every, blocks
         self.attention_images = min(attention_images, len(images))
+        self.gradients = gradients
         self.verdict: Verdict | None = None
         self.warned = False
         self.seconds = self.total_seconds = 0.0
@@ -128,6 +132,7 @@ class CollapseProbe:
             measured = Pass(self.model, self._rows, plan)
             numbers = list(range(len(self.images)))
             measured.run(Batch(self.images, numbers, ["" for _ in numbers]))
+            pushed = self._gradients(self.images[::every]) if self.gradients else {}
         series = collect.all_series(measured.attention, measured.tokens)
         shares = collect.shares(measured.attention, measured.tokens)
         facts = [row.facts for row in self._rows]
@@ -136,6 +141,11 @@ class CollapseProbe:
         for key in LOGGED:
             values = series[key].values if key in series else []
             deep = [value for value in values[len(values) // 2 :] if value is not None]
+            if deep:
+                logged[f"collapse/{key}/deep"] = sum(deep) / len(deep)
+                logged[f"collapse/{key}/last"] = deep[-1]
+        for key, by_row in pushed.items():
+            deep = [value for row, value in by_row.items() if row >= len(self._rows) // 2]
             if deep:
                 logged[f"collapse/{key}/deep"] = sum(deep) / len(deep)
                 logged[f"collapse/{key}/last"] = deep[-1]
@@ -148,6 +158,21 @@ class CollapseProbe:
         self.total_seconds += self.seconds
         logged["collapse/seconds"] = self.seconds
         return logged
+
+    def _gradients(self, images: Tensor) -> dict[str, dict[int, float]]:
+        """Name → row → mean over images, of the rows that a gradient reaches; nothing, said once, where there is none."""
+        assert self._rows is not None
+        try:
+            found = patch_gradients(self.model, self._rows, images)
+        except RuntimeError as error:
+            self.gradients = False
+            warnings.warn(f"gradients are not measured: {str(error).splitlines()[0]}", stacklevel=4)
+            return {}
+        means: dict[str, dict[int, float]] = {}
+        for key, function in MEASURED.items():
+            values = {number: float(function(gradient).mean()) for number, gradient in sorted(found.items())}
+            means[key] = {number: value for number, value in values.items() if math.isfinite(value)}
+        return means
 
     def _find_rows(self) -> list[Row]:
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deepvit.capturing import MapLayout, Seen, TokenLayout, capture
 from deepvit.collapse.attention_sums import AttentionSums
+from deepvit.collapse.catalogue import of_stage
 from deepvit.collapse.chosen import ChosenMaps
 from deepvit.collapse.plan import Plan
 from deepvit.collapse.rows import Row
@@ -109,6 +110,7 @@ class Pass:
         self.attention = AttentionSums(rows, plan)
         self.tokens = TokenSums(rows, plan)
         self.images = self.attention_images = 0
+        self._branches = any("patches_between" in metric.needs for metric in of_stage("tokens", plan.metrics))
         self._seen = Seen()
         self.worst_check: dict[str, float] = {}
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -141,6 +143,7 @@ class Pass:
         with (
             torch.no_grad(),
             inputs_of(self.model, self.rows, self.tokens.entering),
+            between_branches(self.model, self.rows if self._branches else [], self.tokens.between),
             capture(
                 self.model,
                 self._blocks,
@@ -199,13 +202,74 @@ def _input_hook(row: Row, consumer: Callable[[str, Tensor], None]) -> Callable[.
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if tensor is None:
-            return
-        if tensor.ndim == 4 and tensor.shape[-1] == channels:
-            tensor = tensor.flatten(1, 2)
-        elif tensor.ndim == 4 and tensor.shape[1] == channels:
-            tensor = tensor.flatten(2).mT
-        if tensor.ndim == 3:
-            consumer(row.block, tensor)
+        tokens = None if tensor is None else _as_tokens(tensor, channels)
+        if tokens is not None:
+            consumer(row.block, tokens)
 
     return hook
+
+
+def _as_tokens(tensor: Tensor, channels: int) -> Tensor | None:
+    """A stream of any layout as [B,N,C]; None where it is none."""
+    if tensor.ndim == 4 and tensor.shape[-1] == channels:
+        return tensor.flatten(1, 2)
+    if tensor.ndim == 4 and tensor.shape[1] == channels:
+        return tensor.flatten(2).mT
+    return tensor if tensor.ndim == 3 else None
+
+
+# The norm before the MLP, by the names of timm, Hugging Face and torchvision.
+_SECOND_NORMS = ("norm2", "layernorm_after", "layer_norm2", "ln_2")
+
+
+@contextmanager
+def between_branches(
+    model: nn.Module, rows: Sequence[Row], consumer: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Hand the stream between attention and MLP of each block to ``consumer`` as [B,N,C], where a block norms before both.
+
+    It is what the second norm reads. Where norms come after the branch (Swin v2) that is the MLP's own output, and where
+    they come after the sum (torch's encoder by default) nothing runs behind it: both are told by that, and left out.
+    """
+    handles: list[RemovableHandle] = []
+    for row in rows:
+        block = model.get_submodule(row.block)
+        norm = next((n for n in _SECOND_NORMS if isinstance(getattr(block, n, None), nn.Module)), None)
+        if norm is not None and row.tokens is not None:
+            handles += _between_hooks(row, block, getattr(block, norm), consumer)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _between_hooks(
+    row: Row, block: nn.Module, norm: nn.Module, consumer: Callable[[str, Tensor], None]
+) -> list[RemovableHandle]:
+    assert row.tokens is not None
+    channels = row.tokens.channels
+    made: list[Any] = [None]  # what the part before it returned
+    waiting: list[Tensor] = []
+    ran: set[int] = set()
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if id(module) in ran:  # the block runs again, as capture has it where it runs as one kernel
+            ran.clear()
+            waiting.clear()
+        ran.add(id(module))
+        if module is norm:
+            stream = args[0] if args and isinstance(args[0], Tensor) and args[0] is not made[0] else None
+            tokens = None if stream is None else _as_tokens(stream, channels)
+            waiting[:] = [] if tokens is None else [tokens]
+        elif waiting:  # something reads what the norm made
+            consumer(row.block, waiting.pop())
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        made[0] = output
+
+    return [
+        handle
+        for part in block.children()
+        for handle in (part.register_forward_pre_hook(before), part.register_forward_hook(after))
+    ]

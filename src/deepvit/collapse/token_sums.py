@@ -49,12 +49,14 @@ class TokenSums:
         self._kept: dict[int, dict[int, Tensor]] = defaultdict(dict)
         self._images: list[int] = []
         self._before: dict[int, Tensor] = {}
+        self._between_branches: dict[int, Tensor] = {}
         self._outputs: dict[int, Tensor] = {}
 
     def begin(self, images: Sequence[int]) -> None:
         """Start a forward pass over the images with these numbers."""
         self._images = list(images)
         self._before.clear()
+        self._between_branches.clear()
         self._outputs.clear()
 
     def entering(self, block: str, tokens: Tensor) -> None:
@@ -62,6 +64,11 @@ class TokenSums:
         if block in self.position:
             # A copy: the block may add to its input in place.
             self._before[self.position[block]] = tokens.detach().clone()
+
+    def between(self, block: str, tokens: Tensor) -> None:
+        """The tokens [B,N,C] between the two branches of a block."""
+        if block in self.position:
+            self._between_branches[self.position[block]] = tokens.detach().clone()
 
     def on_tokens(self, block: str, tokens: Tensor, layout: TokenLayout) -> None:
         """The tokens [B,N,C] that leave a block."""
@@ -83,11 +90,15 @@ class TokenSums:
         few = [place for place, image in enumerate(self._images) if self.plan.wants_rank(image)]
         if before is not None and before.shape != tokens.shape:
             before = None
+        between = self._between_branches.pop(number, None)
+        if between is not None and between.shape != tokens.shape:
+            between = None
         supply: dict[str, Callable[[], Any]] = {
             "patches": lambda: patches,
             "some_patches": lambda: some,
             "few_patches": lambda: some[few] if few else None,
             "patches_before": lambda: None if before is None else before[:, layout.patches],
+            "patches_between": lambda: None if between is None else between[:, layout.patches],
             "token_layout": lambda: layout,
         }
         for metric, values in computed(self._metrics, supply):

@@ -19,6 +19,9 @@ from deepvit.errors import UserError
 from deepvit.report import Report
 from deepvit.report import diagnose as measure
 from deepvit.runs import pick_device
+from deepvit.runs.again import train_again
+from deepvit.runs.card import read_card
+from deepvit.runs.folder import stored_options
 from deepvit.runs.inputs import input_of
 from deepvit.runs.subjects import Subject, load_subject
 
@@ -49,7 +52,7 @@ def diagnose(
         out: folder for report.html and collapse.json; by default diagnosis/MODEL, and for a network in Python none.
         images: number of images, evenly spaced over the data.
         blocks: blocks to measure: all (default), first:N, last:N, 5-11.
-        lesions: take blocks away to see what each is worth: auto (about three times the time of the rest), off, full.
+        lesions: take blocks away to see what each is worth: auto (about twice the time of the rest), off, full.
         figures: also write PNG and SVG figures for papers.
         arch: model name that a checkpoint file belongs to.
         model_args: the model's own arguments, as --model.img_size 518.
@@ -168,7 +171,7 @@ def train_facts(
     """How ``deepvit train`` would be asked for this network, for the commands in the report; empty where it cannot be."""
     path = Path(model)
     if (path / "config.yaml").exists():
-        return {"train": {"options": ["--config", str(path / "config.yaml")], "out": str(path)}}
+        return {"train": train_again(path, read_card(path), str(stored_options(path).get("cures") or ""))}
     if arch is not None:
         options = ["--model", arch, "--weights", model]
     elif timm.is_model(model):

@@ -7,6 +7,7 @@ from typing import Any
 
 from deepvit.commands.command import Command, value_after
 from deepvit.experiments.grid import study_options
+from deepvit.experiments.halving import halving_lines
 from deepvit.experiments.study import study, table_of
 from deepvit.options import Option
 from deepvit.parsing import read_yaml, recipe_file
@@ -27,12 +28,15 @@ def show(result: dict[str, Any]) -> None:
     """Print the table and the paths of what was written."""
     headings, rows = table_of(result)
     print_table(headings, rows)
+    if "halving" in result:
+        print("\n".join(halving_lines(result["halving"])))
     out = Path(result["out"])
     for name, what in (
         ("report.html", "report"),
         ("figure.png", "figure"),
         ("table.md", "table"),
         ("measures.md", "measures"),
+        ("halving.md", "halving"),
         ("study.json", "all numbers"),
     ):
         if (out / name).exists():
@@ -45,6 +49,7 @@ COMMAND = Command(
     options,
     examples=(
         "deepvit study quickstart --out demo",
+        "deepvit study cures --halving",
         "deepvit study depth --depths 12 24 --seeds 0 1 2 --train.epochs 10",
     ),
 )

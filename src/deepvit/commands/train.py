@@ -29,6 +29,9 @@ def show(run: Run) -> None:
     """Print the result of a run and where it lies."""
     if (here := place()) is not None and here.rank:
         return  # the first process says it
+    if "until" in run.info:  # it says itself how it goes on
+        print(f"run folder: {run.path}")
+        return
     result = run.result
     figures = tasks.find(run.task).told_figures(result, "val/")
     print(

@@ -36,6 +36,7 @@ class Cure:
         per_block: False for a change to the whole model, which takes no blocks.
         removes: it takes its blocks out of the model: it is put in last, the blocks count anew behind it, and "auto"
             takes only what a report recommends for it.
+        needs_options: there is nothing to put in before its options are given; ``put`` says which.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Cure:
     answers: Mapping[str, str] = field(default_factory=dict)
     per_block: bool = True
     removes: bool = False
+    needs_options: bool = False
 
     def make_options(self, given: dict[str, Any]) -> Any:
         """The options object; raises UserError for an option or a start that the cure does not have."""

@@ -34,18 +34,23 @@ class Options:
 
 def put(model: nn.Module, blocks: list[int], options: Options) -> None:
     """Give the model registers; raises UserError where it has some, or lays out its tokens in another way."""
+    add_tokens(model, options.count, "registers")
+    nn.init.normal_(model.reg_token, std=1e-6)  # type: ignore[arg-type]
+
+
+def add_tokens(model: nn.Module, wanted: int, cure: str) -> None:
+    """Zero tokens of timm's ``reg_tokens`` between class token and patches; raises UserError as ``put`` does."""
     if not isinstance(model, VisionTransformer) or type(model)._pos_embed is not VisionTransformer._pos_embed:
         raise UserError(
-            f"{type(model).__name__} cannot take registers: its tokens are not laid out as timm's ViT's"
+            f"{type(model).__name__} cannot take {cure}: its tokens are not laid out as timm's ViT's"
         )
     if model.num_reg_tokens:
         raise UserError(f"the model has {model.num_reg_tokens} registers already")
-    if options.count < 1:
-        raise UserError(f"registers: count={options.count} must be at least 1")
-    count, before = options.count, model.num_prefix_tokens
+    if wanted < 1:
+        raise UserError(f"{cure}: count={wanted} must be at least 1")
+    count, before = wanted, model.num_prefix_tokens
     factory = like(model)
-    model.reg_token = nn.Parameter(torch.empty(1, count, model.embed_dim, **factory))
-    nn.init.normal_(model.reg_token, std=1e-6)
+    model.reg_token = nn.Parameter(torch.zeros(1, count, model.embed_dim, **factory))
     model.num_reg_tokens = count
     model.num_prefix_tokens = before + count
     if model.pos_embed is not None and not model.no_embed_class:

@@ -28,6 +28,7 @@ FILES = (
     "sigma_reparam",
     "gated_attention",
     "registers",
+    "test_time_registers",
     "cut",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,14 +36,12 @@ class Method:
 def parse(text: str | Iterable[str]) -> list[Wanted]:
     """Cures by name, joined by ``,`` or ``+``, each with blocks after ``@`` if wanted; or a sequence of such.
 
-    ``"reattention,layerscale"``, ``"attnscale@last:6"``, ``["neutreno", "featscale@5-11"]``. Blocks are
-    checked when the model is known. An empty text is no cure.
+    ``"reattention,layerscale"``, ``"attnscale@last:6"``, ``"cut@3,8-11"``, ``["neutreno", "featscale@5-11"]``. Blocks
+    are checked when the model is known. An empty text is no cure.
 
     Raises UserError for a name that is no cure (with the nearest), a name given twice, or a missing part.
     """
-    pieces = (
-        text.replace("+", ",").split(",") if isinstance(text, str) else [p for t in text for p in _split(t)]
-    )
+    pieces = _split(text) if isinstance(text, str) else [p for t in text for p in _split(t)]
     if pieces == [""]:
         return []
     wanted = []
@@ -63,7 +62,17 @@ def parse(text: str | Iterable[str]) -> list[Wanted]:
 
 
 def _split(text: str) -> list[str]:
-    return text.replace("+", ",").split(",")
+    """The parts of a text; blocks behind others with a comma, as in ``cut@3,8-11``, belong to the cure before them."""
+    parts: list[str] = []
+    for part in text.replace("+", ",").split(","):
+        if parts and "@" in parts[-1] and _BLOCKS.fullmatch(part.strip()):
+            parts[-1] += f",{part.strip()}"
+        else:
+            parts.append(part)
+    return parts
+
+
+_BLOCKS = re.compile(r"\d+(\s*-\s*\d+)?|(first|last):\d+")
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -4,8 +4,8 @@ Mechanism: attention smooths; applied to its own residual it gives back detail t
 (2A − A²) shrinks what distinguishes tokens more slowly with depth than A does.
 
 Formula: ``A V + λ_h·A (V − A V)``, λ = 1 is ``(2A − A²) V``. Two calls of fused attention, no map.
-Source: Abdullaev and Nguyen, "Transformer Meets Twicing" (ICLR 2025; arXiv number not at hand); written from the
-formula.
+Source: Abdullaev and Nguyen, "Transformer Meets Twicing: Harnessing Unattended Residual Information" (ICLR 2025, arXiv
+2503.00687); written from the formula.
 Cost: attention's own product a second time; H parameters a block.
 Start: ``init="identity"`` learns λ per head from 0; ``init="paper"`` fixes λ = 1, which changes the function at once.
 Helps: patch tokens that grow alike with depth.
@@ -92,7 +92,7 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
 CURE = Cure(
     name="twicing",
     mechanism="average again what averaging left out: AV + λA(V − AV), λ learned per head",
-    source="Abdullaev and Nguyen, ICLR 2025 (twicing attention)",
+    source="Abdullaev and Nguyen, ICLR 2025, arXiv 2503.00687",
     options=Options,
     put=put,
     needs_maps=False,

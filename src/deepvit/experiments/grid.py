@@ -40,6 +40,9 @@ class StudyOptions:
     """Where runs are done: processes of this one, or jobs of submitit, on this machine (local) or in a SLURM queue."""
     executor_args: dict[str, Any] = field(default_factory=dict)
     """Parameters of submitit, as --executor_args.timeout_min 600 or --executor_args.slurm_partition gpu."""
+    halving: bool = False
+    """Successive halving: all methods for a quarter of the epochs with the first seed, the better half (of each depth) for
+    half of them, the better half of these to the end with all seeds; halving.md says what it saved and how sure it is."""
     overwrite: bool = False
     """Start anew where the folder holds a study with other options."""
 
@@ -72,6 +75,10 @@ class StudyConfig(StudyOptions):
     def __init__(self, train: dict[str, Any] | TrainConfig | None = None, **options: Any) -> None:
         super().__init__(**vars(build(StudyOptions, checked(options, options_of(StudyOptions), "study"))))
         self.train = train if isinstance(train, TrainConfig) else TrainConfig(**(train or {}))
+        if self.train.run.until is not None:
+            raise UserError(
+                "train.until stops every run of the study before its end; for a short first look take --halving"
+            )
 
     @classmethod
     def from_yaml(cls, path: str | Path, **options: Any) -> StudyConfig:

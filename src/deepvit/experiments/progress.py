@@ -19,9 +19,10 @@ EVERY = 30.0  # seconds between two lines where there is no terminal
 class EpochProgress:
     """A bar over all epochs of a study with the time left; without a terminal, a line every half minute."""
 
-    def __init__(self, config: StudyConfig, grid: list[Cell]) -> None:
+    def __init__(self, config: StudyConfig, grid: list[Cell], until: int | None = None) -> None:
         self.folders = [Path(str(config_of(config, cell).run.out)) for cell in grid]
-        self.total = len(grid) * config.train.total_epochs
+        self.each = until or config.train.total_epochs
+        self.total = len(grid) * self.each
         self.enabled = config.train.run.progress
         self.runs = len(grid)
         console = Console(stderr=True)
@@ -48,11 +49,10 @@ class EpochProgress:
 
     def done(self) -> int:
         """Epochs that all runs have finished: a run that has ended counts whole, also one that diverged."""
-        each = self.total // len(self.folders)
         return sum(
-            each
+            self.each
             if (folder / "run.json").exists() or (folder / "diverged.txt").exists()
-            else epochs_of(folder)
+            else min(epochs_of(folder), self.each)
             for folder in self.folders
         )
 

@@ -21,9 +21,10 @@ from deepvit.errors import UserError
 from deepvit.experiments.executors import Job, JobLost, make_executor
 from deepvit.experiments.figure import draw_study
 from deepvit.experiments.grid import Cell, StudyConfig, cells, config_of
+from deepvit.experiments.halving import Halving, halved, halving_in_words
 from deepvit.experiments.measures import write_measures
 from deepvit.experiments.profiles import write_profiles
-from deepvit.experiments.progress import EpochProgress
+from deepvit.experiments.progress import EpochProgress, epochs_of
 from deepvit.experiments.rehearsal import rehearse
 from deepvit.experiments.rows import (
     columns_of,
@@ -40,6 +41,7 @@ from deepvit.parsing import read_yaml
 from deepvit.provenance import hardware, versions
 from deepvit.report import compare_reports
 from deepvit.runs import read_run
+from deepvit.runs.folder import read_metrics
 from deepvit.training.callbacks import clock
 from deepvit.training.config import FREE_ON_RESUME
 from deepvit.training.guards import DivergedError
@@ -47,7 +49,18 @@ from deepvit.training.run import train
 from deepvit.training.saving import WHOLE
 
 # Growing these keeps the runs that are done.
-_EXTENDED = ("depths", "methods", "seeds", "out", "overwrite", "title", "jobs", "executor", "executor_args")
+_EXTENDED = (
+    "depths",
+    "methods",
+    "seeds",
+    "out",
+    "overwrite",
+    "title",
+    "jobs",
+    "executor",
+    "executor_args",
+    "halving",
+)
 
 
 def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dict[str, Any]:
@@ -76,7 +89,11 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
     done: dict[Cell, dict[str, Any]] = {}
     started, trained = time.time(), 0
     result: dict[str, Any] = {}
+    halving: Halving | None = None
     try:
+        if config.halving:
+            halving = halved(config, lambda chosen, until: run_cells(config, chosen, until))
+            grid = halving.last
         for number, (cell, entry, fresh) in enumerate(run_cells(config, grid)):
             done[cell] = entry
             trained += fresh
@@ -93,6 +110,10 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
         file = shlex.quote(str(out / "study.yaml"))
         print(f"the study goes on by: deepvit study {file}", file=sys.stderr, flush=True)
         raise
+    if halving is not None:
+        result["halving"] = halving.account([*done.values()])
+        write_atomic(out / "halving.md", halving_in_words(result["halving"]))
+        write_tables(result, out)
     draw_study(result, out)
     write_profiles(result, out)
     write_report(config, done, out, result)
@@ -100,23 +121,28 @@ def study(recipe: str, config: StudyConfig | None = None, **options: Any) -> dic
     return result
 
 
-def run_cells(config: StudyConfig, grid: list[Cell]) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
-    """Do the runs, ``config.jobs`` at a time, and give each as it ends: the cell, its entry, whether it was trained now."""
+def run_cells(
+    config: StudyConfig, grid: list[Cell], until: int | None = None
+) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
+    """Do the runs, ``config.jobs`` at a time, and give each as it ends: the cell, its entry, whether it was trained now.
+
+    ``until``: only to this epoch; they go on from there when they are asked for again.
+    """
     executor = make_executor(config.executor, config.jobs, Path(config.out) / ".jobs", config.executor_args)
     if executor is None:
         for number, cell in enumerate(grid):
             if config.train.run.progress:
                 print(f"run {number + 1} of {len(grid)}: {cell.label}", file=sys.stderr, flush=True)
-            yield cell, *run_cell(config, cell)
+            yield cell, *run_cell(config, cell, until)
         return
     # Several small networks at once use the cores better than one after the other: their steps are too short to share.
     quiet = config.with_train(progress=False)
     queue, waiting, lost = list(grid), dict[Cell, Job](), Counter[Cell]()
     try:
-        with EpochProgress(config, grid) as progress:
+        with EpochProgress(config, grid, until) as progress:
             while queue or waiting:
                 while queue and (executor.limit is None or len(waiting) < executor.limit):
-                    waiting[queue[0]] = executor.submit(run_cell, quiet, queue[0])
+                    waiting[queue[0]] = executor.submit(run_cell, quiet, queue[0], until)
                     queue.pop(0)
                 ended = [cell for cell, job in waiting.items() if job.done()]
                 for cell in ended:
@@ -177,8 +203,11 @@ def prepare(config: StudyConfig, out: Path) -> None:
     write_atomic(path, yaml.safe_dump({**plain, "overwrite": False}, sort_keys=False, allow_unicode=True))
 
 
-def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
-    """Do one run, or read it if it is done; returns its entry and whether it was trained now."""
+def run_cell(config: StudyConfig, cell: Cell, until: int | None = None) -> tuple[dict[str, Any], bool]:
+    """Do one run, or read it if it is done; returns its entry and whether it was trained now.
+
+    With ``until`` the run stops after this epoch, and the entry holds what its task watches there, and nothing else.
+    """
     options = config_of(config, cell)
     folder = Path(str(options.run.out))
     entry: dict[str, Any] = {
@@ -189,16 +218,19 @@ def run_cell(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], bool]:
     }
     if (folder / "diverged.txt").exists():
         return {**entry, "diverged": (folder / "diverged.txt").read_text(encoding="utf-8")}, False
-    fresh = not (folder / "run.json").exists()
+    fresh = not (folder / "run.json").exists() and not (until and epochs_of(folder) >= until)
     if fresh:
         part = WHOLE.set(False)
         try:
-            train(options.with_options(resume=(folder / "config.yaml").exists()))
+            train(options.with_options(resume=(folder / "config.yaml").exists(), until=until))
         except DivergedError as error:
             write_atomic(folder / "diverged.txt", str(error))
             return {**entry, "diverged": str(error)}, True
         finally:
             WHOLE.reset(part)
+    if until is not None:
+        watch = tasks.find(config.train.task).watch
+        return {**entry, watch: float(read_metrics(folder)[until - 1][f"val/{watch}"])}, fresh
     run = read_run(folder)
     return {**entry, **row_of(run), "epochs": run.result["epochs"]}, fresh
 

@@ -91,7 +91,7 @@ def diagnose(
         progress: show a progress bar with the time left.
         attention_images: how many of the images to measure attention on.
         maps: how many images to keep attention maps of.
-        lesions: "auto" takes at most about three times the time of the rest, with as many images and kinds of lesions
+        lesions: "auto" takes at most about twice the time of the rest, with as many images and kinds of lesions
             as fit; "full" does all on all images (which are then kept in memory); "off" none: the verdict is then
             by likeness alone. Targets of the loader, if it gives some, are used for accuracy where they agree with
             the network's answers better than chance.

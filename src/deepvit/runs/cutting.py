@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from deepvit import cures
 from deepvit.errors import UserError
+from deepvit.files import write_atomic
 from deepvit.runs.card import load_deployed, save_deployed
+from deepvit.runs.folder import stored_options
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,27 @@ def cut_run(
     before, after = cost(network, shorter, images=images)
     folder.mkdir(parents=True, exist_ok=True)
     save_deployed(folder, shorter, dataclasses.replace(card, cures=record))
-    config = Path(run) / "config.yaml"
-    if config.exists():  # on what it was trained: evaluate and diagnose take their data from it
-        shutil.copyfile(config, folder / "config.yaml")
+    if (
+        Path(run) / "config.yaml"
+    ).exists():  # on what it was trained, and how this network is made of that run
+        changes = {"weights": str(run), "cures": _asked(record[-1]), **_NO_OTHER_CURES}
+        text = yaml.safe_dump({**stored_options(run), **changes}, sort_keys=False, allow_unicode=True)
+        write_atomic(folder / "config.yaml", text)
     return {"before": before, "after": after}
+
+
+_NO_OTHER_CURES: dict[str, Any] = {
+    "cure_blocks": "all",
+    "cure_init": "auto",
+    "cure_args": {},
+    "cure_report": None,
+}
+"""Options of the cures that the run has already: they come with its weights."""
+
+
+def _asked(entry: Mapping[str, Any]) -> str:
+    """A cure of a record in the syntax of ``--cures``."""
+    return f"{entry['name']}@{','.join(map(str, entry['blocks']))}"
 
 
 @torch.no_grad()

@@ -154,9 +154,19 @@ def cured(
     start = {"init": "paper"} if config.model.weights is None else {}
     start = start if asked.init == "auto" else {"init": asked.init}
     backbone = cures.apply(
-        backbone, asked.names, blocks=asked.blocks, report=asked.report, options=asked.args, **start
+        backbone, asked.names, blocks=asked.blocks, report=report_for(config), options=asked.args, **start
     )
     return backbone, list(backbone.deepvit_cures)  # type: ignore[arg-type]
+
+
+def report_for(config: TrainConfig) -> str | None:
+    """The collapse report that blocks "auto" are taken from: the one given, else that of the run whose weights are taken."""
+    asked = config.cure
+    auto = asked.blocks == "auto" or any(wanted.blocks == "auto" for wanted in cures.parse(asked.names))
+    if asked.report is None and auto and config.model.weights is not None:
+        own = Path(config.model.weights) / "collapse.json"
+        return str(own) if own.is_file() else None
+    return asked.report
 
 
 def finished(

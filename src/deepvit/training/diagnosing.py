@@ -15,6 +15,7 @@ from deepvit.data import Loaders
 from deepvit.errors import UserError
 from deepvit.files import read_json
 from deepvit.ops.collective import alone
+from deepvit.runs.again import train_again
 from deepvit.runs.card import ModelCard
 from deepvit.runs.folder import UNDERWAY
 from deepvit.terminal import say
@@ -75,7 +76,7 @@ def diagnose_run(
             sections=card.problem.report_parts(network, parts.data, card.input, settings_of(config)),
             provenance={
                 "data": config.data.spec,
-                "train": {"options": ["--config", str(out / "config.yaml")], "out": str(out)},
+                "train": train_again(out, card, config.cure.names),
                 "run": described(config, card, loaders, info, rows),
             },
         )
@@ -137,21 +138,23 @@ class Underway(Callback):
         shares = self.waiting.pop(trainer.global_step, [])
         if not shares:
             return
+        # All processes put a network together that is shared out; the passes are those of the first one alone.
+        with self.rows.left_out(), put_together(module.evaluated), alone():
+            if trainer.is_global_zero:
+                self._measure(trainer.global_step, module, shares)
+
+    def _measure(self, step: int, module: Trainee, shares: list[float]) -> None:
         from deepvit.report.store import save
 
-        # All processes put a network together that is shared out; the passes are those of the first one alone.
-        with put_together(module.evaluated), self.rows.left_out(), alone():
-            if not trainer.is_global_zero:
-                return
-            try:
-                report = measured(self.config, module.evaluated, self.parts, self.out.name, maps=0)
-            except UserError as error:
-                say(f"no collapse report underway: {error}", Console(stderr=True))
-                return
-            for share in shares:
-                found = report.measurements
-                found.provenance["underway"] = {"share": share, "step": trainer.global_step}
-                save(found, folder_of(self.out, share) / "collapse.json", maps=False)
+        try:
+            report = measured(self.config, module.evaluated, self.parts, self.out.name, maps=0)
+        except UserError as error:
+            say(f"no collapse report underway: {error}", Console(stderr=True))
+            return
+        for share in shares:
+            found = report.measurements
+            found.provenance["underway"] = {"share": share, "step": step}
+            save(found, folder_of(self.out, share) / "collapse.json", maps=False)
 
 
 def steps_of_shares(shares: Sequence[float], steps: int) -> dict[int, list[float]]:

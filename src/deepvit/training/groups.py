@@ -47,14 +47,14 @@ class CureOptions:
     names: str = spelt("cures", default="")
     """Cures put into the model, by name, comma separated (`deepvit list cures`)."""
     blocks: str = spelt("cure_blocks", default="all")
-    """Blocks that the cures go into: all, first:N, last:N, 5-11, or auto (with --cure_report)."""
+    """Blocks that the cures go into: all, first:N, last:N, 5-11, or auto (those that a collapse report names)."""
     init: Literal["auto", "identity", "paper"] = spelt("cure_init", default="auto")
     """Start of the cures: paper (the source's own initial values) or identity (the network's function unchanged); auto is
     identity where there are --weights to keep, else paper."""
     args: dict[str, Any] = spelt("cure_args", default_factory=dict)
     """Options of the cures, as --cure_args.NAME '{"option": value}'."""
     report: str | None = spelt("cure_report", default=None)
-    """A collapse.json from which `--cure_blocks auto` takes the blocks."""
+    """A collapse.json from which blocks `auto` are taken (`--cures cut@auto`); by default that of the run in `--weights`."""
 
 
 @dataclass
@@ -64,7 +64,8 @@ class LossOptions:
     weights: dict[str, float] = spelt("losses", default_factory=dict)
     """Weights of diversity losses, as --losses.patch_cosine 1 (also patch_contrastive, patch_mixing, attention_cosine)."""
     args: dict[str, Any] = spelt("loss_args", default_factory=dict)
-    """Options of the diversity losses, as --loss_args.forms '{"patch_contrastive": "official"}'."""
+    """Options of the losses, as --loss_args.forms '{"patch_contrastive": "official"}'; --loss_args.teacher names the frozen
+    network of gram_anchoring and patch_kernel_alignment: a run folder, or a timm name for its published weights."""
 
 
 @dataclass
@@ -198,6 +199,8 @@ class RunOptions:
     """Go on with the run in `out`, from where it was saved; auto starts it if there is none."""
     overwrite: bool = False
     """Replace the run in `out`."""
+    until: int | None = None
+    """Stop after this epoch of the schedule, saved as if interrupted: --resume goes on."""
     log_every: int = 20
     """Steps between two readings of the losses."""
     logger: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
@@ -211,6 +214,7 @@ class RunOptions:
         at_least("nodes", self.nodes, 1)
         at_least("log_every", self.log_every, 1)
         at_least("workers", self.workers, 0)
+        at_least("until", self.until, 1)
         at_least("save_steps", self.save_steps, 0)
         at_least("save_minutes", self.save_minutes, 0)
         if self.resume and self.overwrite:

@@ -13,17 +13,17 @@ from deepvit.collapse.probe import CollapseProbe
 from deepvit.collapse.stream import evaluating
 from deepvit.errors import UserError
 from deepvit.report.spoken import SpokenVerdict, speak
-from deepvit.training.sharding import put_together
+from deepvit.training.sharding import is_sharded, put_together
 
 
 class CollapseMonitor(pl.Callback):
     """Logs cheap collapse metrics on fixed images every n training steps; warns once when collapse sets in.
 
     The numbers go to the trainer's loggers under ``collapse/``: attention similarity (also centred),
-    entropy, patch similarity and distance from rank one, each as the mean over the deeper half of the
-    blocks (``deep``) and in the last one (``last``), the count of similar blocks, and ``collapse/seconds``,
-    what the measurement cost. Only the first process measures; the others do not wait for it, unless the network is
-    shared out (``fully_shard``) and has to be put together.
+    entropy, patch similarity, distance from rank one, and of the gradient that reaches the patches its mean's share and the
+    norm of the rest, each as the mean over the deeper half of the blocks (``deep``) and in the last one that has it
+    (``last``), the count of similar blocks, and ``collapse/seconds``, what the measurement cost. Only the first process
+    measures; the others do not wait for it, unless the network is shared out (``fully_shard``) and has to be put together.
 
     Args:
         probe_images: float images [B, C, h, w], preprocessed as for training; ``None`` takes the first
@@ -75,9 +75,11 @@ class CollapseMonitor(pl.Callback):
         step = trainer.global_step
         if self.probe is None:
             images = self.probe_images if self.probe_images is not None else _images_of(batch)
+            # A backward pass of a network that is shared out waits for the other processes, who do not come.
             self.probe = CollapseProbe(
-                self._network(pl_module, images), images, 1, self.blocks, self.attention_images
-            )
+                self._network(pl_module, images), images, 1, self.blocks, self.attention_images,
+                gradients=not is_sharded(pl_module),
+            )  # fmt: skip
         numbers = self.probe.measure(step)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=step)

@@ -17,6 +17,7 @@ from deepvit.tasks import Settings, Task
 from deepvit.training.build import build_model, native_size
 from deepvit.training.config import TrainConfig
 from deepvit.training.objective import Objective
+from deepvit.training.teachers import with_teacher
 
 
 @dataclass
@@ -55,7 +56,7 @@ def prepared(config: TrainConfig, data: Any = None) -> Prepared:
     fitting = problem.fitting(data, card.input, network, settings_of(config))
     objective = Objective(
         problem.backbone(network), fitting.criterion, classes=problem.classes, weights=config.loss.weights,
-        options=config.loss.args, mix=fitting.mix,
+        options=with_teacher(config.loss, problem.backbone(network), card.input), mix=fitting.mix,
     )  # fmt: skip
     return Prepared(network, card, problem, objective, fitting.loaders, data, fitting.examples)
 

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from deepvit.errors import UserError
 from deepvit.files import write_atomic, write_json
 from deepvit.layers.synced_norm import synchronise
 from deepvit.runs.card import load_deployed, save_deployed
-from deepvit.runs.folder import Run, check_folder, clear_folder, read_run, still_there, sweep
+from deepvit.runs.folder import Run, check_folder, clear_folder, read_metrics, read_run, still_there, sweep
 from deepvit.runs.lock import writing
+from deepvit.terminal import say
 from deepvit.training.checkpoints import newest_good
 from deepvit.training.config import TrainConfig
 from deepvit.training.datamodule import BatchModule
@@ -30,6 +32,7 @@ from deepvit.training.optim import epochs_of
 from deepvit.training.parts import Prepared, checkpoint_blocks, prepared, steps_of
 from deepvit.training.processes import Team
 from deepvit.training.record import announce, record
+from deepvit.training.saving import way_on
 from deepvit.training.sharding import whole_state
 from deepvit.training.spawning import start
 from deepvit.training.strategy import check_strategy, has_unused
@@ -90,6 +93,11 @@ def settle(
         stored = stored or TrainConfig.from_yaml(out / "config.yaml")
         config.check_continues(stored, chosen)
         config = config.continuing(stored, str(out), chosen)
+        done = len(read_metrics(out))
+        if config.run.until is not None and not (out / "run.json").exists() and done >= config.run.until:
+            raise UserError(
+                f"{out} has {done} epochs already: raise --until={config.run.until}, or leave it out"
+            )
         if (out / "run.json").exists():
             if config.optim.epochs == stored.optim.epochs:
                 return None, out
@@ -128,10 +136,12 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
     unused = team.world > 1 and not sharded and has_unused(parts.network, torch.zeros(1, 3, *card.input.hw))
     trainer, progress = build_trainer(config, out, team, unused)
     steps, images_per_step = steps_of(loaders, trainer, config)
-    trainer.fit_loop.max_epochs = epochs_of(config.optim, steps)
+    total_epochs = epochs_of(config.optim, steps)
+    stops = config.run.until is not None and config.run.until < total_epochs
+    trainer.fit_loop.max_epochs = config.run.until if stops else total_epochs
     if config.result.diagnose_at:
-        total = steps * epochs_of(config.optim, steps)
-        trainer.callbacks.insert(2, Underway(config, out, parts, total, progress))  # type: ignore[attr-defined]
+        steps_in_all = steps * total_epochs
+        trainer.callbacks.insert(2, Underway(config, out, parts, steps_in_all, progress))  # type: ignore[attr-defined]
     progress.in_force = in_force(config, card, loaders, trainer, steps, images_per_step)
     if config.optim.grad_checkpointing:
         checkpoint_blocks(parts.problem.backbone(parts.network))
@@ -148,7 +158,14 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
         announce(config, out, parts.network, card, loaders, trainer)
         fit(trainer, module, BatchModule(loaders), resumed, out)
         if not progress.rows:  # it had ended before, and only its record was missing
-            progress.read(epochs_of(config.optim, steps))
+            progress.read(total_epochs)
+        if stops:
+            if team.rank == 0:
+                say(
+                    f"stopped after epoch {config.run.until} of {total_epochs}.{way_on(out)}",
+                    Console(stderr=True),
+                )
+            return Run(out, {"task": config.task, "until": config.run.until, "result": module.val_results})
         state = whole_state(module.evaluated.state_dict(), keep=spare is not None) if sharded else {}
         if team.rank:
             return Run(out, {"task": config.task, "result": module.val_results})

@@ -52,6 +52,11 @@ def blocks_in(network: nn.Module) -> list[nn.Module]:
     return [block for block in found if any(True for _ in block.parameters())]
 
 
+def is_sharded(network: nn.Module) -> bool:
+    """Whether any part of a network is shared out."""
+    return any(isinstance(module, FSDPModule) for module in network.modules())
+
+
 @contextlib.contextmanager
 def put_together(network: nn.Module) -> Iterator[None]:
     """A sharded network is whole in every process inside: forward passes wait for nobody. All processes enter and leave."""

@@ -86,6 +86,18 @@ class Budget:
                 return kinds, max(min(images, 8), fit)
             kinds.pop()
 
+    def fitting(self, costs: Sequence[float], per_cost: float) -> int:
+        """How many of these passes, in order, fit into what is left, at ``per_cost`` seconds an intact one; at least 1."""
+        if self.seconds is None:
+            return len(costs)
+        left, count = self.seconds - self.spent(), 0
+        for cost in costs:
+            left -= cost * per_cost
+            if left < 0:
+                break
+            count += 1
+        return max(1, count)
+
     def chunk(self, images: int, pace: Pace) -> int:
         """Images of one round: small enough that what the first one takes tells whether another fits."""
         # Where a pass costs as much for one image as for all, rounds would cost as much as they are many.

@@ -94,6 +94,7 @@ class _Work:
         self.chunk = memory_chunk(self.prefix.bytes_per_image(two[:1]), self.rows)
         self.trials: list[Trial] = []
         self.intact = Trial("", [], [], 0, 1.0)
+        self.per_cost = 0.0  # seconds of an intact pass over all images, as the single lesions took it
 
     def run(
         self,
@@ -121,7 +122,10 @@ class _Work:
         self.trials = [trial for key in kept for trial in by_kind[key]]
         chosen = _spread(len(self.images))
         self.round = min(self.chunk, budget.chunk(count, pace))
+        began = time.perf_counter()
         numbers = self._measure(self.trials, chosen, targets, score, budget, lambda share: done(0.8 * share))
+        passes = 1 + sum(trial.cost for trial in self.trials)
+        self.per_cost = (time.perf_counter() - began) / passes
         found.images = len(numbers)
         found.told_apart = self.apart.value()
         score = agreeing_score(self.intact, score, targets, numbers, found)
@@ -135,6 +139,12 @@ class _Work:
         order = [e.blocks[0] for e in self.found.effects if e.lesion == "block"]
         sets = together.sets_to_try(self.found, order)
         trials = [trial_of_set(blocks, self.rows, self.prefix) for blocks in sets]
+        # They run after the intact network has run once more; the first is the one that is most likely to matter.
+        trials = trials[
+            : budget.fitting(
+                [1 + trial.cost if n == 0 else trial.cost for n, trial in enumerate(trials)], self.per_cost
+            )
+        ]
         if trials:
             self._measure(trials, numbers, targets, score, None, lambda share: None)
             self.found.effects += [trial.effect(score) for trial in trials if trial.distances]

@@ -23,6 +23,7 @@ NEEDS: dict[str, dict[str, str]] = {
         "some_patches": "at most 256 of them an image, evenly spaced, for what compares all pairs",
         "few_patches": "the same of few images, for what costs most",
         "patches_before": "the patch tokens that enter the block, [B,N,C]",
+        "patches_between": "the patch tokens between the attention and the MLP branch of the block, [B,N,C]",
         "token_layout": "the TokenLayout of these tokens: prefix tokens, grid",
     },
     "end": {

@@ -162,6 +162,20 @@ UPDATE = Metric(
     "orthogonal residual updates (arXiv 2505.11881), there of each branch",
     needs=("patches_before", "patches"), compute=update_cosine,
 )
+ATTENTION_BRANCH = Metric(
+    "attention_branch_cosine", "Cosine of what attention adds with its stream", "cosine", -1.0, 1.0, "none",
+    "mean over patches of cos(x_mid - x_in, x_in), x_mid the stream between attention and MLP",
+    "As the cosine of what the block adds, of the attention branch alone. Blocks that norm before each branch have it.",
+    "orthogonal residual updates (arXiv 2505.11881)",
+    needs=("patches_before", "patches_between"), compute=update_cosine,
+)
+MLP_BRANCH = Metric(
+    "mlp_branch_cosine", "Cosine of what the MLP adds with its stream", "cosine", -1.0, 1.0, "none",
+    "mean over patches of cos(x_out - x_mid, x_mid), x_mid the stream between attention and MLP",
+    "As the cosine of what the block adds, of the MLP branch alone. Blocks that norm before each branch have it.",
+    "orthogonal residual updates (arXiv 2505.11881)",
+    needs=("patches_between", "patches"), compute=update_cosine,
+)
 IMAGES = Metric(
     "image_similarity", "Similarity between images", "cosine", -1.0, 1.0, "high",
     "mean over pairs of images of the cosine of their mean patches",
