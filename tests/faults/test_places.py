@@ -166,7 +166,9 @@ def test_another_user(tmp_path: Path, config: Path) -> None:
             words, capture_output=True, text=True, user=65534, group=65534, env=env, cwd="/"
         )
 
-    if subprocess.run([sys.executable, "-c", "import torch"], user=65534, capture_output=True).returncode:
+    try:
+        subprocess.run([sys.executable, "-c", "import torch"], user=65534, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         pytest.skip("nobody may not read this Python")
     refused(as_nobody(tmp_path / "ours"), "Permission denied")
     done = as_nobody(tmp_path / "theirs" / "run")
