@@ -146,8 +146,24 @@ def synchronise(path: Path) -> None:
 def write_atomic(path: str | os.PathLike[str], data: str | bytes, *, durable: bool = False) -> Path:
     """Write text (UTF-8) or bytes to ``path`` whole or not at all; returns the path."""
     with atomic_path(path, durable=durable) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.write_bytes(utf8(data, path) if isinstance(data, str) else data)
     return Path(path)
+
+
+def utf8(text: str, path: str | os.PathLike[str]) -> bytes:
+    """A text as UTF-8; in a locale of ASCII names of files are undecoded bytes in it, which are UTF-8 as a rule.
+
+    Raises:
+        UserError: they are not.
+    """
+    data = text.encode("utf-8", "surrogateescape")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} cannot be written: it would hold names of files that are no UTF-8; rename them"
+        ) from None
+    return data
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:

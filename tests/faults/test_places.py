@@ -166,7 +166,9 @@ def test_another_user(tmp_path: Path, config: Path) -> None:
             words, capture_output=True, text=True, user=65534, group=65534, env=env, cwd="/"
         )
 
-    if subprocess.run([sys.executable, "-c", "import torch"], user=65534, capture_output=True).returncode:
+    try:
+        subprocess.run([sys.executable, "-c", "import torch"], user=65534, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         pytest.skip("nobody may not read this Python")
     refused(as_nobody(tmp_path / "ours"), "Permission denied")
     done = as_nobody(tmp_path / "theirs" / "run")
@@ -212,10 +214,7 @@ def test_names_beyond_ascii_in_a_terminal_of_ascii(tmp_path: Path) -> None:
     file.write_text(json.dumps(options))
     out = tmp_path / "run"
     done = deepvit("train", "--config", str(file), "--out", str(out), **ASCII)
-    if done.returncode:  # the names cannot be told: that is said, and nothing is half-written
-        refused(done, "UTF-8")
-        assert not halves(tmp_path)
-        return
+    assert done.returncode == 0, done.stderr[-2000:]
     card = json.loads((out / "model.json").read_text(encoding="utf-8"))
     assert card["facts"]["class_names"] == ["chêne", "hêtre"]
 
