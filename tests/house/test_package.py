@@ -28,7 +28,12 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Import name → the package that is installed for it, where the two differ.
 INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # What comes with a declared dependency by its own promise.
-BROUGHT = {"markupsafe": "jinja2", "docstring_parser": "jsonargparse", "triton": "torch"}
+BROUGHT = {
+    "markupsafe": "jinja2",
+    "docstring_parser": "jsonargparse",
+    "triton": "torch",
+    "huggingface_hub": "timm",
+}
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:

@@ -131,13 +131,11 @@ def upload(folder: Path, repository: str, private: bool, message: str) -> str:
     """Put a folder into a repository of the hub, which is made where it is not there; its address.
 
     Raises:
-        UserError: no huggingface_hub, no access, no connection.
+        UserError: no access, no connection.
     """
-    try:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import LocalTokenNotFoundError
-    except ImportError:
-        raise UserError("hf-hub: needs the extra: pip install 'deepvit[hf]'") from None
+    from huggingface_hub import HfApi  # timm brings it
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
     api = HfApi(library_name="deepvit")
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
