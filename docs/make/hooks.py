@@ -24,14 +24,12 @@ COPIED = (
     "benchmarks/results/*.png",
 )
 ALONE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md")
-WHEN_THERE = {"export.md": "Export and hubs"}  # guides that another branch brings
 LEFT_OUT = ("records/*/table.md",)  # the same table stands in the README beside it
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Guides and records that there are and that the navigation does not name yet."""
-    guides, results = (next(e[part] for e in config.nav or [] if part in e) for part in ("Guides", "Results"))
-    guides += [{title: page} for page, title in WHEN_THERE.items() if (ROOT / "docs" / page).exists()]
+    """Records that there are and that the navigation does not name."""
+    results = next(entry["Results"] for entry in config.nav or [] if "Results" in entry)
     named = {page for entry in results if isinstance(entry, dict) for page in entry.values()}
     for path in sorted(ROOT.glob("records/*/README.md")):
         page = path.relative_to(ROOT).as_posix()
