@@ -6,7 +6,6 @@ import contextlib
 import copy
 
 import pytest
-import timm
 import torch
 from collapse.lesioned import (
     doing_harm,
@@ -220,78 +219,6 @@ def test_every_lesion_of_a_vit_equals_brute_force():
     assert set(found.single("map_reuse")) == {1, 2, 3, 4}
     assert found.measure == "kl"
     assert found.prefix_kept
-
-
-FAMILIES = {
-    "Swin": ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (2, 2), "num_heads": (3, 6), "embed_dim": 24}),
-    "CaiT": ("cait_xxs24_224", {"img_size": 64, "depth": 3}),
-    "Re-attention": ("deepvit_s_patch16_224", {"img_size": 64, "depth": 3, "reattention_blocks": "all"}),
-    "cured": ("vit_tiny_patch16_224", {"img_size": 64, "depth": 4}),
-}  # fmt: skip
-
-
-def family(name):
-    import deepvit.models  # noqa: F401 - registers the DeepViT models
-    from deepvit.cures import apply
-
-    torch.manual_seed(1)
-    if name == "Hugging Face":
-        from transformers import ViTConfig, ViTForImageClassification
-
-        config = ViTConfig(
-            hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16,
-            num_labels=5,
-        )  # fmt: skip
-        model = ViTForImageClassification(config)
-    else:
-        arch, options = FAMILIES[name]
-        model = timm.create_model(arch, num_classes=5, **options)
-        if name == "cured":
-            apply(model, "value_residual", init="paper")
-    for p in model.parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, std=(2.0 / p[0].numel()) ** 0.5)
-    return model.eval()
-
-
-BLOCKS = {"Swin": "layers.{}.blocks.{}", "Hugging Face": "vit.layers.{}"}
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, "Hugging Face"])
-@torch.no_grad()
-def test_blocks_taken_away_equal_brute_force_in_other_families(name):
-    """Block by block, all that can be skipped; the cured one needs more of the first block than its output."""
-    model = family(name)
-    side = 56 if name == "Swin" else 64
-    images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(3))
-    rows, _ = probe(model, images[:1], None)
-    found = measure_lesions(model, rows, images)
-    assert found.failed == ""
-    assert found.control < 1e-4
-    assert found.prefix_kept == (name != "cured")
-
-    def logits():
-        out = model(images)
-        return out if isinstance(out, torch.Tensor) else out.logits
-
-    intact = logits()
-    tested = 0
-    for row in rows:
-        block = model.get_submodule(row.block)
-        effect = found.single("block").get(row.facts.index)
-        if effect is None:
-            assert any(row.block in reason for _, reason in found.refused)
-            continue
-        if "token_only" in row.block:  # class attention: (patches, class token) → class token
-            skip = lambda x, cls, *_, **__: cls  # noqa: E731
-        else:
-            skip = lambda x, *_, **__: x  # noqa: E731
-        with replaced(block, skip):
-            by_hand = float(kl(intact, logits()).mean())
-        assert effect.value == pytest.approx(by_hand, rel=1e-5, abs=1e-7)
-        tested += 1
-    assert tested >= 3
-    assert {"map_reuse", "attention", "patch_mean", "exit"} <= {effect.lesion for effect in found.effects}
 
 
 # --- what is refused, left out, and said -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""All six lesions of five kinds of networks against the same networks changed by hand, in the open, here."""
+"""All six lesions of six kinds of networks against the same networks changed by hand, in the open, here."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def swin():
     return stirred(model)
 
 
+def cait():
+    model = stirred(timm.create_model("cait_xxs24_224", num_classes=5, img_size=64, depth=3))
+    for name, p in model.named_parameters():
+        if "gamma" in name:  # its branches start at next to nothing, of which no lesion would tell anything
+            torch.nn.init.ones_(p)
+    return model
+
+
 def reattention():
     import deepvit.models  # noqa: F401 - registers the DeepViT models
 
@@ -69,6 +77,13 @@ MODELS = {
         ],
         0,
         56,
+    ),
+    "CaiT": (
+        cait,
+        [(f"blocks.{i}", f"blocks.{i}.attn") for i in range(3)]
+        + [(f"blocks_token_only.{i}", f"blocks_token_only.{i}.attn") for i in range(2)],
+        0,
+        64,
     ),
     "Hugging Face": (
         hugging_face,
