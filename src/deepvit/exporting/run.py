@@ -229,7 +229,7 @@ def described(
     spec, problem = subject.input, subject.problem
     height, width = ("height", "width") if made.step is not None else spec.hw
     steps = preparation.cropped(spec) if problem is None else problem.preparation(spec)
-    answer = {"meaning": "what the network gives"} if problem is None else problem.answer()
+    answer: dict[str, Any] = {"meaning": "what the network gives"} if problem is None else problem.answer()
     if problem is None and subject.class_names is not None:
         answer["classes"] = list(subject.class_names)
     classes = answer.pop("classes", None)
