@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,12 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{result['hardware']['processor']}, {result['threads']} threads, float32, 224×224; torch "
         f"{result['versions']['torch']} (eager), onnxruntime {onnxruntime.__version__}.",
+        f"Load of the machine when it began: {result['load']:.1f} on {result['hardware']['cores']} cores"
+        + (
+            ": not quiet, so that only the ratios, taken in turn, say something."
+            if result["load"] > 1
+            else "."
+        ),
         "",
         "| network | image size | largest difference (batches 1 and 3) | batch | torch ms | onnxruntime ms | ratio |",
         "|---|---|---|---|---|---|---|",
@@ -160,7 +167,13 @@ def main() -> None:
     if options.step == "export":
         export(options.folder, options.networks)
         return
-    result: dict[str, Any] = {**machine(), "threads": options.threads, "networks": {}}
+    # Whoever reads the figures should know whether the machine was quiet: 2.0 is all of two cores at work.
+    result: dict[str, Any] = {
+        **machine(),
+        "threads": options.threads,
+        "load": os.getloadavg()[0],
+        "networks": {},
+    }
     for name in options.networks:
         if not place(options.folder, name).with_suffix(".facts.json").exists():
             continue  # not exported yet
