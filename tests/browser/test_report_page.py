@@ -127,7 +127,7 @@ def test_head_and_scale_and_image_change_the_picture(report, open_page):
     page.locator(".map-note", has_text="head 1").wait_for()
     seen.add(overlay.evaluate(PIXELS))
     page.locator("#map-scale").select_option("shared")
-    page.wait_for_timeout(50)
+    page.locator('canvas.overlay[data-scale="shared"]').wait_for()  # painted, not only asked for
     seen.add(overlay.evaluate(PIXELS))
     page.locator(".thumb").nth(1).click()
     page.locator(".caption", has_text="second image").wait_for()

@@ -120,11 +120,12 @@ def test_processes_survive_the_loss_of_one() -> None:
         executor.close()
 
 
-def test_what_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="go with --executor local or slurm"):
         make_executor("processes", 2, tmp_path, {"timeout_min": 5})
     with pytest.raises(UserError, match="--executor local"):
         make_executor("local", 1, tmp_path, {"no_such_parameter": 5})
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without SLURM, whatever this one has
     with pytest.raises(UserError, match="--executor slurm"):
         make_executor("slurm", 1, tmp_path, {})
 

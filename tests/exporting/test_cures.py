@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,7 +22,9 @@ REFUSED: dict[str, str] = {}
 @pytest.mark.parametrize("name", cures.CURES)
 def test_a_cured_network_is_exported_or_refused(name: str, tmp_path: Path) -> None:
     network = timm.create_model("vit_small_patch16_224", dynamic_img_size=True, **SMALL)
-    options = {"blocks": "1"} if cures.CURES[name].removes else {"init": "paper"}
+    options: dict[str, Any] = {"blocks": "1"} if cures.CURES[name].removes else {"init": "paper"}
+    if cures.CURES[name].needs_options:
+        options["options"] = {name: {"neurons": {0: [1, 5]}}}
     cures.apply(network, name, **options)
     stirred(network, (32, 32))
     out = str(tmp_path / "a.pt2")

@@ -139,14 +139,14 @@ def over_depth(result: dict[str, Any], runs: list[dict[str, Any]]) -> Figure:
             **style,
         )
     merit.set_ylabel(watched.heading)
-    similar.set_ylabel("similar blocks (similarity with the block before ≥ 0.9)")
+    similar.set_ylabel("blocks as the block before (≥ 0.9)")
     seeds = len({run["seed"] for run in runs})
     for axes in (merit, similar):
         axes.set_xlabel("blocks")
         axes.set_xticks(sorted({run["blocks"] for run in runs}))
         axes.grid(alpha=0.25)
-    merit.set_title(f"{watched.heading} over depth, mean of {seeds} seeds ({DEEPVIT})", fontsize=9)
-    similar.set_title(f"similar blocks over depth ({DEEPVIT})", fontsize=9)
+    merit.set_title(f"{watched.heading}, mean of {seeds} seeds\n({DEEPVIT})", fontsize=9)
+    similar.set_title(f"similar blocks\n({DEEPVIT})", fontsize=9)
     merit.legend(frameon=False, fontsize=8)
     return figure
 

@@ -179,6 +179,7 @@ function mapViewer(host, models) {
         ? `Heads are mixed here: the weights of the patches run from ${low} to ${high} (an even map would give each ${format(map.even)}).`
         : `The patch that gets most attention gets ${high}, ${format(map.high, 1)} times what an even map would give each.`);
       scaleBar(view, map, shared || peak(map));
+      view.canvas.dataset.scale = state.scale;
       filmStrip(view, gray, all, shared);
     }
     blockOut.textContent = `${lead.blocks[Math.min(state.block, lead.blocks.length - 1)]}`;
