@@ -126,13 +126,16 @@ def test_head_and_scale_and_image_change_the_picture(report, open_page):
     page.locator("#map-head").fill("2")
     page.locator(".map-note", has_text="head 1").wait_for()
     seen.add(overlay.evaluate(PIXELS))
+    page.locator(".frame").nth(0).click()  # a block whose own scale is not the one that all share
+    page.locator(".map-note", has_text="Block 0, head 1").wait_for()
+    seen.add(overlay.evaluate(PIXELS))
     page.locator("#map-scale").select_option("shared")
     page.locator('canvas.overlay[data-scale="shared"]').wait_for()  # painted, not only asked for
     seen.add(overlay.evaluate(PIXELS))
     page.locator(".thumb").nth(1).click()
     page.locator(".caption", has_text="second image").wait_for()
     seen.add(overlay.evaluate(PIXELS))
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_a_click_on_the_image_asks_from_that_patch(report, open_page):
