@@ -18,7 +18,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 COPIED = (
     "records/*/*.md",
-    "records/*/*.png",
+    "records/*/*.yaml",
+    "records/**/*.png",
     "records/*.md",
     "benchmarks/results/*.md",
     "benchmarks/results/*.png",
@@ -28,13 +29,14 @@ LEFT_OUT = ("records/*/table.md",)  # the same table stands in the README beside
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Records that there are and that the navigation does not name."""
+    """Records and measurements that there are and that the navigation does not name."""
     results = next(entry["Results"] for entry in config.nav or [] if "Results" in entry)
     named = {page for entry in results if isinstance(entry, dict) for page in entry.values()}
-    for path in sorted(ROOT.glob("records/*/README.md")):
-        page = path.relative_to(ROOT).as_posix()
-        if page not in named:
-            results.append({path.read_text("utf-8").splitlines()[0].removeprefix("# "): page})
+    for pattern in ("records/*/README.md", "benchmarks/results/*.md"):
+        for path in sorted(ROOT.glob(pattern)):
+            page = path.relative_to(ROOT).as_posix()
+            if page not in named:
+                results.append({path.read_text("utf-8").splitlines()[0].removeprefix("# "): page})
     return config
 
 
@@ -48,7 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     left_out = {path for pattern in LEFT_OUT for path in ROOT.glob(pattern)}
     for path in sorted(path for pattern in COPIED for path in ROOT.glob(pattern)):
         if path not in left_out and path != ROOT / "records" / "README.md":
-            content = path.read_bytes() if path.suffix == ".png" else path.read_text("utf-8")
+            content = path.read_text("utf-8") if path.suffix in {".md", ".yaml"} else path.read_bytes()
             add(files, config, path.relative_to(ROOT).as_posix(), content)
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         text, pictures = notebook(path)
