@@ -36,14 +36,17 @@ def test_every_option_has_its_name_in_the_stub() -> None:
     assert {"model", "data", "images", "attention_images", "class_names"} <= names_of("diagnose")
 
 
-def test_a_type_checker_reads_it(tmp_path: Path) -> None:
+# The stub alone, in which what it imports may be anything; and with all that it imports, torch's types too.
+@pytest.mark.parametrize("follow", ["skip", pytest.param("silent", marks=pytest.mark.slow)])
+def test_a_type_checker_reads_it(tmp_path: Path, follow: str) -> None:
     mypy = pytest.importorskip("mypy.api")
     path = tmp_path / "own.py"
     path.write_text(
         "import deepvit\ndeepvit.train(epochs=3)\ndeepvit.train(epoch=3)\ndeepvit.train(lr='x')\n"
     )
-    options = ["--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={tmp_path / 'cache'}"]
-    text, _, _ = mypy.run([*options, "--config-file=", str(path)])
+    options = [f"--follow-imports={follow}", "--ignore-missing-imports", f"--cache-dir={tmp_path / 'cache'}"]
+    own = [str(path), *([str(stub.file())] if follow == "skip" else [])]
+    text, _, _ = mypy.run([*options, "--config-file=", *own])
     assert 'Unexpected keyword argument "epoch"' in text
     assert 'Argument "lr" to "train" has incompatible type "str"' in text
     assert "own.py:2" not in text

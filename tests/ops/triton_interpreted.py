@@ -23,6 +23,11 @@ TOKENS, WIDTHS = (1, 17, 33, 65), (16, 33, 35, 64)
 SQUARE = [(h, n, WIDTHS[(i + j) % 4]) for i, h in enumerate((1, 3, 12)) for j, n in enumerate(TOKENS)]
 
 
+def timed(cases):
+    """The same cases, the large ones, which the interpreter takes seconds for, marked slow."""
+    return [pytest.param(*c, marks=[pytest.mark.slow] if c[0] * c[1] > 150 else []) for c in cases]
+
+
 def formulas(q, k, v, theta, scale):
     """o and c as ops/core.py states them, in float64."""
     maps = torch.softmax(scale * q @ k.mT, dim=-1) - 1 / q.shape[2]
@@ -60,20 +65,20 @@ def compare(inputs, dtype, stats=True):
         assert (a.double() - b).norm() <= TOLERANCE[dtype] * b.norm() + floor, name
 
 
-@pytest.mark.parametrize(("heads", "tokens", "dim"), SQUARE)
+@pytest.mark.parametrize(("heads", "tokens", "dim"), timed(SQUARE))
 def test_equals_the_formulas_with_every_gradient(heads, tokens, dim):
     torch.manual_seed(tokens)
     batch = 1 if heads * tokens > 500 else 2  # the interpreter is slow
     compare([*packed(heads, tokens, dim, torch.float32, batch), torch.randn(heads, heads)], torch.float32)
 
 
-@pytest.mark.parametrize(("heads", "tokens", "dim"), SQUARE[::2])
+@pytest.mark.parametrize(("heads", "tokens", "dim"), timed(SQUARE[::2]))
 def test_bfloat16(heads, tokens, dim):
     torch.manual_seed(tokens)
     compare([*packed(heads, tokens, dim, torch.bfloat16, 1), torch.randn(heads, heads)], torch.bfloat16)
 
 
-@pytest.mark.parametrize(("heads", "tokens", "dim"), [(3, 33, 64), (16, 18, 16)])
+@pytest.mark.parametrize(("heads", "tokens", "dim"), timed([(3, 33, 64), (16, 18, 16)]))
 def test_float16(heads, tokens, dim):
     torch.manual_seed(0)
     compare([*packed(heads, tokens, dim, torch.float16, batch=1), torch.randn(heads, heads)], torch.float16)
@@ -159,7 +164,7 @@ def whole_operator(backend, q, k, v, theta, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_whole_operator_equals_reference_in_float64(training, dtype):
     torch.manual_seed(0)
     inputs = [*packed(3, 33, 35, dtype), torch.eye(3) + 0.2 * torch.randn(3, 3)]
@@ -169,6 +174,7 @@ def test_whole_operator_equals_reference_in_float64(training, dtype):
         assert (a.double() - b).norm() <= TOLERANCE[dtype] * b.norm()
 
 
+@pytest.mark.slow
 def test_custom_operators_pass_torchs_own_checks():
     torch.manual_seed(0)
     inputs = [*(torch.randn(1, 2, 5, 16) for _ in range(3)), torch.randn(2, 2)]

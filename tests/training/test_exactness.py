@@ -64,6 +64,7 @@ def unlike(one: Path, two: Path, most: float) -> dict[str, float]:
     return {name: size for name, size in found.items() if size > most}
 
 
+@pytest.mark.slow
 def test_every_gradient_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     one, two = (trained("sgd64", tmp_path / str(world), world, **STEP) for world in (1, 2))
     assert unlike(one, two, 1e-13) == {}

@@ -179,6 +179,10 @@ def test_torchrun_trains_once(tmp_path: Path, alone: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("run folder:") == 1
     assert weights_differ(alone, tmp_path / "run") < 1e-6
+
+
+@pytest.mark.slow
+def test_torchrun_and_what_is_asked_for_beside_it(tmp_path: Path) -> None:
     other = torchrun(["-m", "deepvit", "train", "--devices", "cpu:3"])
     assert "torchrun has started 2 processes here and --devices cpu:3 asks for 3" in other.stderr
     study = torchrun(["-m", "deepvit", "study", "quickstart", "--out", str(tmp_path / "study")])
@@ -196,6 +200,11 @@ def test_evaluation_in_several_processes_is_that_of_one(tmp_path: Path, alone: P
     several = json.loads((tmp_path / "x.json").read_text())
     assert several.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6)  # sums in another order
     assert several == one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_looking_in_several_processes(tmp_path: Path, alone: Path, world: int) -> None:
     other = torchrun(["-m", "deepvit", "evaluate", str(alone), "--device", "cuda:0"], world)
     assert "leave out --device cuda:0" in other.stderr
     words = [

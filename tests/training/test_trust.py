@@ -108,7 +108,12 @@ def test_killed_in_every_write(tmp_path: Path, place: str, at: int, whole: Path)
     killed_and_resumed(tmp_path, place, at, whole)
 
 
-def test_signals_save_inside_the_epoch_and_say_how_to_go_on(tmp_path: Path, whole: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)]
+)
+def test_signals_save_inside_the_epoch_and_say_how_to_go_on(
+    tmp_path: Path, whole: Path, number: signal.Signals, code: int
+) -> None:
     # 0.3 s a step: the signal comes in the first epoch
     script = (
         "import sys, json, time\n"
@@ -119,26 +124,25 @@ def test_signals_save_inside_the_epoch_and_say_how_to_go_on(tmp_path: Path, whol
         "trainee.Trainee.training_step = slow\n"
         "sys.exit(main(['train', *sys.argv[1:]]))\n"
     )
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
-        out = tmp_path / number.name
-        config = tmp_path / "config.json"
-        config.write_text(json.dumps({**TINY, "save_steps": 0}))
-        words = ["--config", str(config), "--out", str(out)]
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        assert process.returncode == code, errors
-        assert f"deepvit train --resume --out {out}" in errors
-        assert not (out / "metrics.csv").exists()  # no epoch had ended
-        deepvit.train(resume=True, out=str(out), progress=False, devices="cpu")
-        same_run(whole, out)
+    out = tmp_path / number.name
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**TINY, "save_steps": 0}))
+    words = ["--config", str(config), "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, errors
+    assert f"deepvit train --resume --out {out}" in errors
+    assert not (out / "metrics.csv").exists()  # no epoch had ended
+    deepvit.train(resume=True, out=str(out), progress=False, devices="cpu")
+    same_run(whole, out)
 
 
 def damaged(path: Path, how: str, seed: int) -> None:
