@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from deepvit.errors import UserError
 from deepvit.ops import lanes
 from deepvit.provenance import hardware, versions
 
@@ -132,11 +133,23 @@ def resident(field: str) -> int:
 
 
 def isolated(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a module-level function in a fresh process, whose memory nothing else has touched."""
-    import multiprocessing
+    """The result of a module-level function in a fresh process, whose memory nothing else has touched.
 
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(call, arguments)
+    Raises:
+        UserError: the process was ended from outside, as the system does where memory runs out.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(call, *arguments).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "the process that measures memory was ended from outside; as a rule memory ran out: "
+                "take fewer images or less depth, or end what else is running"
+            ) from None
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float | None:
