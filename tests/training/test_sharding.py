@@ -28,6 +28,7 @@ SHARED: dict[str, Any] = {
 SHARES = """
 import copy, timm, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from deepvit.training.leaving import end_in_order
 from deepvit.training.sharding import blocks_in, own, put_together, shard, share, whole, whole_state
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -54,7 +55,7 @@ for name, kept in (("vit_tiny_patch16_224", {"depth": 3}), ("swin_tiny_patch4_wi
     for p in net.parameters():
         full = whole(p).detach()
         torch.testing.assert_close(own(share(full, p)), own(p).detach())
-dist.barrier()  # an end in order; it is no cure of the abort at the end seen once, whose cause is not known
+end_in_order()
 dist.destroy_process_group()
 """
 

@@ -25,6 +25,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from deepvit.errors import UserError
 from deepvit.runs.place import place
 from deepvit.training.devices import Devices, agree, alone_or_first, device_of, share_cores, srun_meeting
+from deepvit.training.leaving import end_in_order
 from deepvit.training.processes import Team
 
 _LONG = timedelta(hours=2)
@@ -114,6 +115,7 @@ def connect(one: Team, store: Any, port: int) -> None:
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=PrefixStore("deepvit", store), rank=here.rank, world_size=here.world, timeout=_LONG,
     )  # fmt: skip
+    end_in_order()
 
 
 def watch(children: list[Any]) -> None:
