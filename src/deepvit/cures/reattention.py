@@ -28,6 +28,7 @@ from deepvit.cures.cure import Cure
 from deepvit.cures.target import KeepsPlaces, attention_of, blocks_of, like
 from deepvit.errors import UserError
 from deepvit.layers import ReAttention
+from deepvit.layers.reattention import at_tokens
 from deepvit.losses.attention_inputs import head_mix
 
 
@@ -59,6 +60,7 @@ class GatedReAttention(KeepsPlaces, ReAttention):
             out = out + self.mix_gate.to(out.dtype).view(1, -1, 1, 1) * mixed
         else:
             theta, bias = self.folded()
+            bias = at_tokens(bias, self.mixed_rows(theta)[:, None], n, self.entry_mean)
             out = ops.reattention(
                 q,
                 k,
@@ -78,18 +80,19 @@ class GatedReAttention(KeepsPlaces, ReAttention):
 
     def operate(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         """Re-attention by itself, [B, H, N, d]."""
+        known = self._norm_arguments()
         return ops.reattention(
             q,
             k,
             v,
             self.reatten_matrix.weight.flatten(1),
-            theta_bias=self.reatten_matrix.bias,
+            theta_bias=self._bias_at(q.shape[2], known),
             norm="batch",
             scale=self.scale,
             output_scale=self.output_scale,
             dropout_p=dropout,
             backend=self.backend,
-            **self._norm_arguments(),
+            **known,
         )
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -107,9 +110,14 @@ class GatedReAttention(KeepsPlaces, ReAttention):
         shift = slope * (bias - norm.running_mean)
         return own + slope[:, None] * theta, shift if norm.bias is None else shift + gain * norm.bias
 
+    def mixed_rows(self, theta: Tensor) -> Tensor:
+        """What the norm has scaled is all but the map itself."""
+        return theta.sum(1) - 1.0
+
     def mix_maps(self, maps: Tensor) -> Tensor:
         """Softmax maps [B, H, N, N] to the maps that multiply V, for the attention losses."""
-        mixed = head_mix(self.reatten_matrix.weight, self.reatten_matrix.bias, self.var_norm)(maps)
+        matrix = self.reatten_matrix
+        mixed = head_mix(matrix.weight, matrix.bias, self.var_norm, self.entry_mean)(maps)
         return maps + self.output_scale * self.mix_gate.to(maps.dtype)[:, None, None] * mixed
 
 
@@ -131,8 +139,15 @@ class Options:
             object.__setattr__(self, "init", "paper")
 
 
+def tokens_of(model: nn.Module) -> int:
+    """Tokens of an image of the network's own size, class and register tokens included; 0 where it does not say."""
+    patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)
+    return int(patches) + int(getattr(model, "num_prefix_tokens", 0)) if patches else 0
+
+
 def put(model: nn.Module, blocks: list[int], options: Options) -> None:
     """Replace these blocks' attention; raises UserError where it is not timm's ``Attention``."""
+    tokens = tokens_of(model)
     found = [(number, attention_of(model, number, "reattention", Attention)) for number in blocks]
     identity = options.init == "identity"
     kind = GatedReAttention if identity and options.norm == "batch" else ReAttention
@@ -148,6 +163,7 @@ def put(model: nn.Module, blocks: list[int], options: Options) -> None:
             rescale=options.rescale,
             **like(attn),
         )
+        new.entry_mean = 1.0 / tokens if tokens else 0.0
         for name in ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"):
             setattr(new, name, getattr(attn, name))
         new.scale = attn.scale

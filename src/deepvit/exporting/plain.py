@@ -66,9 +66,13 @@ def fold(layer: ReAttention, name: str) -> None:
         theta, shift = layer.folded()
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    rows = theta.sum(1)
+    if layer.entry_mean:  # the norm's mean is that of N tokens, for any N
+        rows = rows - layer.mixed_rows(theta)
+        shift = shift + layer.entry_mean * layer.mixed_rows(theta)
     layer.register_buffer("mixing", theta[:, :, None, None].clone(), persistent=True)
     layer.register_buffer("shift", shift[:, None, None].clone(), persistent=True)
-    layer.register_buffer("row_sum", theta.sum(1)[:, None, None].clone(), persistent=True)
+    layer.register_buffer("row_sum", rows[:, None, None].clone(), persistent=True)
     for part in ("reatten_matrix", "var_norm"):
         setattr(layer, part, nn.Identity())
     layer.forward = functools.partial(by_folded_theta, layer)  # type: ignore[method-assign]

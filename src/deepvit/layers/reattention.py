@@ -99,6 +99,8 @@ class ReAttention(nn.Module):
         self.scale = self.head_dim**-0.5
         self.backend, self.init, self.norm_mode, self.rescale = backend, init, norm, rescale
         self.output_scale = self.head_dim**-0.5 if rescale else 1.0
+        # 1/N of the maps that the running statistics are of, 0 where it is not known: see entries.py.
+        self.entry_mean = 0.0
 
         self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=qkv_bias, **factory)
         self.q_norm = norm_layer(self.head_dim, **factory) if qk_norm else nn.Identity()
@@ -138,18 +140,19 @@ class ReAttention(nn.Module):
         # Unbound before the transpose: the three gradients are then stacked in the projection's own layout.
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.unbind(2)
+        known = self._norm_arguments(x)
         y = reattention(
             self.q_norm(q.transpose(1, 2)),
             self.k_norm(k.transpose(1, 2)),
             v.transpose(1, 2),
             self.reatten_matrix.weight.view(self.num_heads, self.num_heads),
-            theta_bias=self._theta_bias(),
+            theta_bias=self._bias_at(tokens, known),
             norm=self.norm_mode,
             scale=self.scale,
             output_scale=self.output_scale,
             dropout_p=self.attn_drop.p if self.attn_drop.training else 0.0,
             backend=self.backend,
-            **self._norm_arguments(x),
+            **known,
         )
         y = self.norm(y.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:
@@ -202,6 +205,8 @@ class ReAttention(nn.Module):
         norm = self.var_norm  # by itself: TorchScript makes a value of what stands in a tuple
         theta, bias = self.reatten_matrix.weight, self.reatten_matrix.bias
         assert bias is not None
+        if self.entry_mean > 0.0:
+            bias = bias - (1.0 / maps.size(-1) - self.entry_mean) * theta.sum((1, 2, 3))
         return normalised_by_running(
             maps, v, theta, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps,
             self.output_scale,
@@ -226,6 +231,24 @@ class ReAttention(nn.Module):
         assert self.reatten_matrix.bias is not None
         return self.reatten_matrix.bias
 
+    def _bias_at(self, tokens: int, known: dict[str, Any]) -> Tensor:
+        """Theta's bias, in evaluation less what maps of so many tokens have more in the mean than those of the statistics.
+
+        ``known`` are the norm's arguments. With the batch's own statistics, which go into the running ones, 1/N is kept
+        as they are: as a moving average, where sizes change while training. Compiled code does not do so (each value would
+        be compiled anew): ``learn_entries`` says it there.
+        """
+        bias = self._theta_bias()
+        if self.norm_mode != "batch":
+            return bias
+        if not known["batch_statistics"]:
+            return at_tokens(bias, self.reatten_matrix.weight, tokens, self.entry_mean)
+        counted = known["running_mean"] is not None and not torch.compiler.is_compiling()
+        if counted and isinstance(tokens, int) and tokens:  # torch.fx has no number yet
+            weight = known["momentum"] if self.entry_mean else 1.0
+            self.entry_mean += weight * (1.0 / tokens - self.entry_mean)
+        return bias
+
     def _norm_arguments(self, x: Tensor | None = None) -> dict[str, Any]:
         """What the operator needs of ``var_norm`` (``map_norm.py``); ``x`` is any tensor of this call."""
         known = norm_arguments(self.var_norm, self.norm_mode, x)
@@ -234,6 +257,9 @@ class ReAttention(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Θ' [H, H] and shift [H] of the one mixture that evaluation computes, Y = Θ'P + shift, the norm in both.
+
+        At the number of tokens that the statistics are of; at N the shift is larger by
+        ``(entry_mean − 1/N) mixed_rows(Θ')``.
 
         Raises:
             UserError: parts that it cannot compute, or a norm without running statistics.
@@ -256,9 +282,24 @@ class ReAttention(nn.Module):
             shift = shift if norm.bias is None else shift + self.output_scale * norm.bias.to(exact)
         return (gain[:, None] * theta).to(dtype), shift.to(dtype)
 
+    def mixed_rows(self, theta: Tensor) -> Tensor:
+        """Sums [H] over the rows of what the norm has scaled in the folded ``theta``; 0 without a norm."""
+        return theta.sum(1) if self.norm_mode == "batch" else torch.zeros_like(theta[:, 0])
+
     def extra_repr(self) -> str:
         """Options that the parts do not show."""
         return f"backend={self.backend}, init={self.init}, norm={self.norm_mode}, rescale={self.rescale}"
+
+
+@torch.fx.wrap  # type: ignore[untyped-decorator]
+def at_tokens(shift: Tensor, theta: Tensor, tokens: int, entry_mean: float) -> Tensor:
+    """``shift`` [H] less what maps of so many tokens have more in the mean than those with the mean entry given.
+
+    A softmax map's mean goes into a mixed one by the sums over the rows of ``theta`` [H, ...].
+    """
+    if not tokens or entry_mean in (0.0, 1.0 / tokens):
+        return shift
+    return shift - (1.0 / tokens - entry_mean) * theta.flatten(1).sum(1)
 
 
 @torch.fx.wrap  # type: ignore[untyped-decorator]

@@ -34,11 +34,13 @@ def head_mix(
     theta: Tensor,
     theta_bias: Tensor | None,
     norm: Any,
+    entry_mean: float = 0.0,
 ) -> Callable[[Tensor], Tensor]:
     """Re-attention's change of the maps: Θ over heads, then the batch norm without touching its running
     statistics.
 
-    ``norm`` is the batch norm over heads, a frozen one, or None.
+    ``norm`` is the batch norm over heads, a frozen one, or None; ``entry_mean`` is 1/N of the maps that its running
+    statistics are of, 0 where it is not known.
     ``theta`` is [H, H] or a 1×1 convolution's [H, H, 1, 1]. For ``AttentionInputs.mix``.
     """
     theta = theta.flatten(1)
@@ -56,6 +58,8 @@ def head_mix(
             return normalised(norm, mixed, group, counts=False)
         training = not frozen and (norm.training or norm.running_mean is None)
         mean, var = (None, None) if training else (norm.running_mean, norm.running_var)
+        if mean is not None and entry_mean:
+            mean = mean + (1.0 / maps.shape[-1] - entry_mean) * theta.detach().sum(1)
         return F.batch_norm(mixed, mean, var, norm.weight, norm.bias, training, 0.0, norm.eps)
 
     return mix

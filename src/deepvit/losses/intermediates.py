@@ -238,7 +238,8 @@ def attention_inputs(model: nn.Module, name: str, taken: Taken, images: Tensor |
     theta = getattr(attn, "reatten_matrix", None)
     if mix is None and isinstance(theta, nn.Conv2d):
         norm = getattr(attn, "var_norm", None)
-        mix = head_mix(theta.weight, theta.bias, norm if hasattr(norm, "running_mean") else None)
+        norm = norm if hasattr(norm, "running_mean") else None
+        mix = head_mix(theta.weight, theta.bias, norm, getattr(attn, "entry_mean", 0.0))
     scale = attn.scale
     assert isinstance(scale, float)
     return AttentionInputs(q, k, scale, mix)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deepvit.errors import UserError
 from deepvit.layers import ReAttention
 from deepvit.layers.blocks import parse_blocks
+from deepvit.layers.entries import of_tokens
 from deepvit.models.block import ResidualScaleBlock
 from deepvit.models.checks import Size, check_image, check_width
 from deepvit.models.conv_stem import ConvStem
@@ -127,6 +128,7 @@ class DeepVisionTransformer(VisionTransformer):  # type: ignore[misc]
             **kwargs,
         )
         self.reattention_blocks = tuple(chosen)
+        of_tokens(self, self.patch_embed.num_patches + self.num_prefix_tokens)
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """timm's initialisation, then the head mixing's own, which timm's schemes know nothing of."""
@@ -136,13 +138,17 @@ class DeepVisionTransformer(VisionTransformer):  # type: ignore[misc]
                 module.reset_theta()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Resize the position table of another resolution; no square grid: left to the error."""
+        """Resize the position table of another resolution; no square grid: left to the error.
+
+        The table tells of how many tokens the maps were whose statistics come with it.
+        """
         name, table = prefix + "pos_embed", self.pos_embed
         saved = state_dict.get(name)
         if saved is not None and table is not None and saved.ndim == 3 and saved.shape != table.shape:
             extra = 0 if self.no_embed_class else self.num_prefix_tokens
             side = math.isqrt(max(saved.shape[1] - extra, 0))
             if side and side * side + extra == saved.shape[1] and saved.shape[2] == table.shape[2]:
+                of_tokens(self, side * side + self.num_prefix_tokens)
                 state_dict[name] = resample_abs_pos_embed(
                     saved,
                     new_size=list(self.patch_embed.grid_size),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from deepvit import cures, models, tasks
 from deepvit.data import InputSpec
 from deepvit.errors import UserError
 from deepvit.files import atomic_path, read_json, write_json
+from deepvit.layers.entries import entries, set_entries
 
 FORMAT = "deepvit-model/2"
 BEFORE_TASKS = "deepvit-model/1"  # a classifier; the names of its classes stood beside the other fields
@@ -24,7 +25,9 @@ BEFORE_TASKS = "deepvit-model/1"  # a classifier; the names of its classes stood
 class ModelCard:
     """What ``model.json`` holds: how to build the network, what goes in and what comes out.
 
-    ``facts`` are those of the task (``deepvit.tasks``): names of classes, for example.
+    ``facts`` are those of the task (``deepvit.tasks``): names of classes, for example. ``entries`` are the mean entries
+    1/N of the maps that Re-attention's running statistics are of, by layer (``deepvit.layers.entries``); none in older
+    files.
     """
 
     arch: str
@@ -33,6 +36,7 @@ class ModelCard:
     task: str = tasks.DEFAULT
     facts: dict[str, Any] = field(default_factory=dict)
     cures: list[dict[str, Any]] = field(default_factory=list)
+    entries: dict[str, float] = field(default_factory=dict)
     weights: str = "last"
     format: str = FORMAT
 
@@ -52,6 +56,7 @@ class ModelCard:
 
 def save_deployed(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write ``model.safetensors`` and ``model.json`` into ``folder``; each file whole or not at all."""
+    card = replace(card, entries=entries(model))
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "arch": card.arch})
@@ -113,6 +118,8 @@ def load_deployed(run: str | Path, device: str | torch.device = "cpu") -> tuple[
     except Exception as error:  # safetensors raises its own type for a damaged file
         raise UserError(f"{path} cannot be read ({error}): the file is damaged") from None
     models.load_weights(model, state, source=str(path), name=card.arch)
+    if card.entries:
+        set_entries(model, card.entries)
     return model.to(device).eval(), card
 
 

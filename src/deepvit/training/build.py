@@ -14,6 +14,7 @@ from deepvit import cures, models
 from deepvit.data import ImageSet
 from deepvit.data.augmentation import SMALL_SIDE
 from deepvit.errors import UserError
+from deepvit.layers.entries import entries, set_entries
 from deepvit.models.arguments import accepted
 from deepvit.runs.card import ModelCard, load_deployed, read_card
 from deepvit.runs.inputs import input_of
@@ -125,6 +126,7 @@ def from_run(config: TrainConfig, problem: Task, arguments: dict[str, Any]) -> t
     state = old.problem.backbone(trained).state_dict()
     file = str(Path(folder) / "model.safetensors")
     models.load_weights(backbone, state, source=file, name=old.arch, reset_classifier=other)
+    set_entries(backbone, entries(old.problem.backbone(trained)))
     backbone, present = cured(backbone, config, old.cures)
     card = ModelCard(old.arch, arguments, input_of(backbone, arguments), cures=present)
     network, card = finished(backbone, config, problem, card)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from deepvit.errors import UserError
 from deepvit.files import write_atomic, write_json
+from deepvit.layers.entries import entries, set_entries
 from deepvit.layers.synced_norm import synchronise
 from deepvit.runs.card import load_deployed, save_deployed
 from deepvit.runs.folder import Run, check_folder, clear_folder, read_metrics, read_run, still_there, sweep
@@ -173,6 +174,7 @@ def _train(config: TrainConfig, out: Path, team: Team) -> Run:
         if spare is not None:
             network = spare
             network.load_state_dict(state)
+            set_entries(network, entries(module.evaluated))
         card.weights = "ema" if module.ema is not None else "last"
         if config.result.keep == "best":
             network.load_state_dict(load_file(out / "checkpoints" / "best.safetensors"))

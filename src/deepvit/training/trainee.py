@@ -14,6 +14,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from deepvit.layers.entries import entries, learn_entries, set_entries
 from deepvit.tasks import Task
 from deepvit.training.bad_step import keep_bad, seed_step
 from deepvit.training.config import TrainConfig
@@ -64,6 +65,7 @@ class Trainee(lightning.LightningModule):
         self.images_per_step = images_per_step
         # A plain attribute, not a submodule: the compiled form shares the parameters under other names.
         self._forward = [torch.compile(model) if config.run.compile else model]
+        self._to_learn = config.run.compile
         self.meter: Any = problem.meter()
         self.examples = examples
         self.val_results: dict[str, float] = {}
@@ -112,6 +114,9 @@ class Trainee(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         """One batch → the total loss; terms are summed on the device and read every ``log_every`` steps."""
         images, targets = batch[0], batch[1]
+        if self._to_learn:  # compiled layers do not notice of how many tokens their statistics are
+            learn_entries(self.model, images)
+            self._to_learn = False
         total: Tensor
         total, terms = self.objective(self._forward[0], images, targets, self._after_mixing)
         # Reading a value waits for the device: on the CPU it is free, elsewhere it is done with the logging.
@@ -213,6 +218,7 @@ class Trainee(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step)
+            set_entries(self.ema.module, entries(self.model))
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule, stepped once an optimizer step."""
@@ -267,6 +273,7 @@ class Trainee(lightning.LightningModule):
             "count": self._count,
             "left_out": self.guard.skipped,
         }
+        checkpoint["entries"] = entries(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back; runs saved at the end of an epoch have none.
@@ -280,6 +287,8 @@ class Trainee(lightning.LightningModule):
             for name, value in pending["sums"].items()
         }
         self._count, self.guard.skipped = pending["count"], pending["left_out"]
+        for network in (self.model, *([self.ema.module] if self.ema is not None else [])):
+            set_entries(network, checkpoint.get("entries", {}))
         if self.guard.skipped and self.guard.policy.exact_attention:
             attention_in_float32(self.model)  # for the rest of the run, also of one that goes on
         # The schedule is a function of the options and the number of steps; timm's state would bring back the length
