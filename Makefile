@@ -7,9 +7,10 @@ PIPFLAGS ?= -c constraints.txt
 
 .PHONY: demo test test-full check install lowest docs notebooks
 
+# --no-compile: of 7 GB most is never imported; Python compiles the rest when it is.
 .venv/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv (about 7 GB, most of it torch)"; $(PYTHON) -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIPFLAGS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIPFLAGS) -e '.[dev]'
 	@touch $@
 
 install: .venv/.installed

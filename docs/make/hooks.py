@@ -50,7 +50,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     left_out = {path for pattern in LEFT_OUT for path in ROOT.glob(pattern)}
     for path in sorted(path for pattern in COPIED for path in ROOT.glob(pattern)):
         if path not in left_out and path != ROOT / "records" / "README.md":
-            content = path.read_text("utf-8") if path.suffix in {".md", ".yaml"} else path.read_bytes()
+            text = path.suffix in {".md", ".yaml"}
+            content = under_docs(path.read_text("utf-8")) if text else path.read_bytes()
             add(files, config, path.relative_to(ROOT).as_posix(), content)
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         text, pictures = notebook(path)
@@ -76,8 +77,8 @@ def add(files: Files, config: MkDocsConfig, name: str, content: str | bytes) -> 
 
 
 def under_docs(text: str) -> str:
-    """A page of the repository's root with links to docs/ as the site has them."""
-    return re.sub(r"(\]\(|src=\"|srcset=\")docs/", r"\1", text)
+    """A page from outside of docs/ with links to docs/ as the site has them."""
+    return re.sub(r"(\]\(|src=\"|srcset=\")((?:\.\./)*)docs/", r"\1\2", text)
 
 
 def home() -> str:

@@ -44,6 +44,7 @@ def test_the_model_suite_and_its_table(tmp_path: Path) -> None:
     assert f"{REFERENCE}: time" in text  # a side that some cases have only
 
 
+@pytest.mark.slow
 def test_the_engine_suite(tmp_path: Path) -> None:
     shape = {"depth": 1, "embed_dim": 16, "num_heads": 2, "img_size": 32, "patch_size": 16}
     result = run_engine_suite(images=64, batch_size=16, model_args=shape, rounds=1, epochs=2)

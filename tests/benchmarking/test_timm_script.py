@@ -58,6 +58,7 @@ def test_it_is_asked_for_the_same_run(tmp_path: Path, script: Path) -> None:
     assert (tmp_path / "photographs" / "train" / "class0").is_dir()
 
 
+@pytest.mark.slow
 def test_the_suite_takes_it_in_turn(script: Path) -> None:
     result = run_engine_suite(
         images=64, batch_size=16, model_args=SHAPE, rounds=1, epochs=2, timm_script=str(script)

@@ -208,7 +208,7 @@ def compile_blocks(model):
 
 
 @pytest.mark.parametrize("how", [compile_whole, compile_blocks])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", ["value_residual", "neutreno", "sigma_reparam", "attnscale"])
 def test_compiled(make, batches, names, checkpointing, how):
     found = []

@@ -106,6 +106,7 @@ def test_it_goes_on_after_an_interruption(
     assert len(trained) == 3  # the first run was not trained again
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_give_the_same_numbers(
     recipe: Path, done: tuple[Path, dict[str, object]], tmp_path: Path
 ) -> None:

@@ -229,9 +229,12 @@ def test_onnx_without_its_packages_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     ("arch", "size", "args", "step"),
     [
         ("vit_small_patch16_224", 32, {**VIT, "dynamic_img_size": True, "dynamic_img_pad": True}, 1),
-        ("swin_tiny_patch4_window7_224", 48, {"img_size": 48, "window_size": 3, "embed_dim": 24}, None),
+        pytest.param(
+            "swin_tiny_patch4_window7_224", 48, {"img_size": 48, "window_size": 3, "embed_dim": 24}, None,
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_segmenters_are_programs(
     arch: str, size: int, args: dict[str, object], step: int | None, tmp_path: Path
 ) -> None:

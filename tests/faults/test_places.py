@@ -111,6 +111,7 @@ def test_a_disk_that_goes_away(disk: Path, config: Path) -> None:
     assert not list(disk.iterdir())  # nothing was written to where the disk was
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_somebody_removes(tmp_path: Path, config: Path) -> None:
     out = tmp_path / "run"
     refused(
@@ -131,7 +132,9 @@ def test_places_that_are_no_folders(config: Path, out: str, said: list[str]) -> 
     refused(deepvit("train", "--config", str(config), "--out", out), *said)
 
 
-@pytest.mark.parametrize("words", [["list", "models"], ["--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], pytest.param(["list", "models"], marks=pytest.mark.slow)]
+)
 def test_output_into_a_full_disk(words: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

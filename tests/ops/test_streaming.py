@@ -196,6 +196,7 @@ def test_compile_sees_one_graph_and_gives_the_same(backend, training):
     assert layer.var_norm.num_batches_tracked == twin.var_norm.num_batches_tracked
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 def test_compiled_training_with_gradient_checkpointing():
     """Inductor itself: the other backends do not divide the graph into forward and backward as it does."""

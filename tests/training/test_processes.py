@@ -238,6 +238,7 @@ def test_signals_end_all_processes_together_and_the_run_goes_on(tmp_path: Path) 
     assert gone(children)
 
 
+@pytest.mark.slow
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "deepvit", *command_line(tmp_path, epochs=500), "--devices", "cpu:2"]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

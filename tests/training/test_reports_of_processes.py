@@ -17,7 +17,7 @@ RUN = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_run_in_two_processes_has_all_its_reports(tmp_path: Path, strategy: str) -> None:
     out = tmp_path / "run"
     run = deepvit.train(**RUN, strategy=strategy, out=str(out))

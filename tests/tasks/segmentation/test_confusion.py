@@ -94,6 +94,7 @@ def worker(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(tmp_path: Path):
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
 

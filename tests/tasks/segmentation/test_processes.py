@@ -89,6 +89,7 @@ def agrees(mine, whole, loss, expected):
         torch.testing.assert_close(one.grad / 2, all_.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_losses_are_means_over_the_pixels_of_both_processes(tmp_path: Path):
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
 
