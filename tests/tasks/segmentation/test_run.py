@@ -270,7 +270,7 @@ def test_a_study_over_cures(tmp_path):
 def test_defaults_are_the_task_s_and_options_go_before_them(capsys):
     config = TrainConfig(task="segmentation")
     assert (config.data.spec, config.optim.schedule, config.optim.lr) == ("digit-scenes", "poly", 1e-3)
-    assert config.model.args["depth"] == 8
+    assert config.model.args["depth"] == 6
     assert TrainConfig(task="segmentation", model="vit_tiny_patch16_224").model.args == {}
     assert TrainConfig(task="segmentation", weights="pretrained").optim.lr == 1e-4
     assert TrainConfig(task="segmentation", data="PHOTOS", lr=0.5).optim.lr == 0.5
