@@ -264,7 +264,7 @@ def test_one_process_that_dies_ends_the_others_in_one_line(tmp_path: Path) -> No
 
 def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "deepvit", *command_line(tmp_path, data=str(tmp_path / "none"))]
-    done = subprocess.run([*words, "--devices", "cpu:2"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*words, "--devices", "cpu:2"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "run").exists()

@@ -42,7 +42,7 @@ def settle() -> None:
 def gloo_threads() -> list[str]:
     """State of each of gloo's threads as the kernel tells it: "S" asleep, "R" running or waiting for a processor.
 
-    None where there is no such account (not Linux).
+    Nothing where there is no such account (not Linux).
     """
     states = []
     for path in TASKS.glob("*/stat"):

@@ -97,7 +97,11 @@ class Trainee(lightning.LightningModule):
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and deployed: the moving average if there is one."""
-        return self.ema.module if self.ema is not None else self.model
+        if self.ema is None:
+            return self.model
+        average: nn.Module = self.ema.module
+        set_entries(average, entries(self.model))  # no part of the state, which alone is averaged
+        return average
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -218,7 +222,6 @@ class Trainee(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step)
-            set_entries(self.ema.module, entries(self.model))
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule, stepped once an optimizer step."""
