@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -60,6 +61,38 @@ def test_evaluate_keeps_the_runs_own_limit(run: Path, photographs: Path) -> None
     assert own["top1"] == pytest.approx(trained["val/top1"])
     assert deepvit.evaluate(str(run), device="cpu", max_val_images=8)["images"] == 8
     assert deepvit.evaluate(str(run), data=str(photographs), device="cpu")["images"] == 12
+
+
+def test_evaluate_on_the_runs_own_folder_keeps_how_it_was_opened(photographs: Path, tmp_path: Path) -> None:
+    """Another share held out would count training images as unseen ones."""
+    folder = photographs / "train"
+    done = deepvit.train(
+        model="vit_tiny_patch16_224", model_args=SHAPE, data=str(folder), epochs=1, batch_size=6, devices="cpu",
+        data_args={"val_fraction": 0.5, "split_seed": 3}, diagnose_images=0, progress=False, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    run = str(done.path)
+    there = os.path.relpath(folder)  # the same place by another name
+    found = deepvit.evaluate(run, data=there, device="cpu")
+    assert found["images"] == 6
+    assert found["loss"] == pytest.approx(done.result["val/loss"])
+    assert deepvit.evaluate(run, data=there, device="cpu", data_args={"val_fraction": 0.34})["images"] == 4
+    assert deepvit.evaluate(run, data=str(photographs), device="cpu")["images"] == 12
+    out = tmp_path / "result.json"
+    words = (
+        "evaluate",
+        run,
+        "--data",
+        there,
+        "--data.val_fraction",
+        "0.34",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    )
+    assert main(list(words)) == 0
+    assert json.loads(out.read_text())["images"] == 4
+    assert main(["evaluate", run, "--data.val_fractoin", "0.3"]) == 2
 
 
 def test_evaluate_says_one_name_and_no_top_5_of_two(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training.started import started
 
 from deepvit.errors import UserError
 from deepvit.experiments.executors import JobLost, Processes, make_executor
@@ -140,19 +140,16 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_runs_end_with_their_study(tmp_path: Path, recipe: str) -> None:
     words = [sys.executable, "-m", "deepvit", "study", recipe, "--out", str(tmp_path / "out"), "--jobs", "2"]
-    process = subprocess.Popen(
-        [*words, "--train.epochs", "500"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("runs/*/.lock")):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    holders = [
-        int(p.read_text().split()[1]) for p in (tmp_path / "out").glob("runs/*/.lock") if p.read_text()
-    ]
-    process.kill()
-    process.wait()
-    until = time.monotonic() + 15
-    while any(Path(f"/proc/{holder}").exists() for holder in holders):
-        assert time.monotonic() < until, holders
-        time.sleep(0.1)
+    with started([*words, "--train.epochs", "500"]) as process:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "out").glob("runs/*/.lock")):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        locks = (tmp_path / "out").glob("runs/*/.lock")
+        holders = [int(lock.read_text().split()[1]) for lock in locks if lock.read_text()]
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 15
+        while any(Path(f"/proc/{holder}").exists() for holder in holders):
+            assert time.monotonic() < until, holders
+            time.sleep(0.1)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from training.started import started
 
 import deepvit
 from deepvit.data.batched.plan import TrainPlan
@@ -226,40 +227,40 @@ def test_looking_in_several_processes(tmp_path: Path, alone: Path, world: int) -
 
 def test_signals_end_all_processes_together_and_the_run_goes_on(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "deepvit", *command_line(tmp_path, epochs=500), "--devices", "cpu:2"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    children = children_of(process.pid)
-    assert children
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode == 143, said
-    assert "SIGTERM; the run is saved" in said
-    assert "Traceback" not in said
-    assert gone(children)
+    with started(words) as process:
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        children = children_of(process.pid)
+        assert children
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 143, said
+        assert "SIGTERM; the run is saved" in said
+        assert "Traceback" not in said
+        assert gone(children)
 
 
 @pytest.mark.slow
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "deepvit", *command_line(tmp_path, epochs=500), "--devices", "cpu:2"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    children = children_of(process.pid)
-    assert children
-    process.kill()
-    process.wait()
-    assert gone(children)
+    with started(words) as process:
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        children = children_of(process.pid)
+        assert children
+        process.kill()
+        process.wait()
+        assert gone(children)
 
 
 def test_one_process_that_dies_ends_the_others_in_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "deepvit", *command_line(tmp_path, epochs=500), "--devices", "cpu:2"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    for child in children_of(process.pid):
-        os.kill(child, signal.SIGKILL)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode == 2, said
-    assert "process 1 has ended with code -9" in said
-    assert "Traceback" not in said
+    with started(words) as process:
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt")
+        for child in children_of(process.pid):
+            os.kill(child, signal.SIGKILL)
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 2, said
+        assert "process 1 has ended with code -9" in said
+        assert "Traceback" not in said
 
 
 def test_a_mistake_is_said_once(tmp_path: Path) -> None:

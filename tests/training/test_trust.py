@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from training.started import started
 
 import deepvit
 from deepvit.errors import UserError
@@ -259,10 +260,9 @@ def test_two_starts_at_once_do_not_mix(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "run"),
     ]
-    both = [
-        subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    results = [process.communicate(timeout=300) for process in both]
+    with started(words) as one, started(words) as other:
+        both = (one, other)
+        results = [process.communicate(timeout=300) for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes == [0, 2], results
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))

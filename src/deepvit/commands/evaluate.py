@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from deepvit import tasks
+from deepvit.commands.check_data import source_options
 from deepvit.commands.command import Command
 from deepvit.data import AugmentConfig, DataOptions
 from deepvit.errors import UserError
@@ -19,7 +21,7 @@ from deepvit.files import write_json
 from deepvit.options import Option, build, options_of
 from deepvit.parsing import checked
 from deepvit.runs import load_deployed, pick_device, read_card
-from deepvit.runs.folder import open_stored, stored_options
+from deepvit.runs.folder import stored_options
 from deepvit.runs.place import place
 from deepvit.tasks.task import Settings
 
@@ -35,6 +37,7 @@ def evaluate(
     workers: int | None = None,
     max_val_images: int | None = None,
     out: str | None = None,
+    data_args: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measure the deployed model of a run on the validation images of a data set.
@@ -48,6 +51,8 @@ def evaluate(
         max_val_images: at most this many images, evenly spaced; by default all, and of the run's own data as many as it
             validated on.
         out: a JSON file for the result, or a folder for result.json; pictures that the task draws lie beside it.
+        data_args: options of the data source by name, as for train (``--data.KEY`` on the command line); where the data is
+            the run's own, those of the run hold unless given here.
         **options: those that the run's task has for asking its network.
 
     Returns:
@@ -68,12 +73,17 @@ def evaluate(
         model, card = load_deployed(run, where)
         problem, config = card.problem, stored_options(run)
         own, asked = build(problem.options, config), asking(problem, options)
+        spec, limit = data if data is not None else str(config["data"]), max_val_images
+        is_own = data is None or same_data(data, str(config["data"]))
+        # The same folder under other ids of its masks, say, would be measured wrong without a word.
+        source = DataOptions.of(
+            **{**((config.get("data_args") or {}) if is_own else {}), **(data_args or {})}
+        )
 
         def opening() -> Any:
-            return open_stored(problem, config) if data is None else problem.open(data, DataOptions(), own)
+            return problem.open(spec, source, own)
 
         opened = opening() if team is None else team.first_then_others(opening)
-        spec, limit = data if data is not None else str(config["data"]), max_val_images
         if data is None and limit is None:
             limit = config.get("max_val_images")
         settings = Settings(
@@ -98,6 +108,11 @@ def evaluate(
             write_json(file, result)
             problem.draw(result, file.with_suffix(""))
         return result
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two data strings name the same data: equal, or two ways to one place on disk."""
+    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
 @contextlib.contextmanager
@@ -136,8 +151,8 @@ def asking(problem: tasks.Task, options: dict[str, Any]) -> Any:
 
 
 def more(words: list[str]) -> Sequence[Option]:
-    """The options for asking the network of the run that the words name first."""
-    return options_of(task_of(words).infer_options)
+    """The options for asking the network of the run that the words name first, and those of the data sources."""
+    return [*options_of(task_of(words).infer_options), *source_options(words)]
 
 
 def task_of(words: list[str]) -> type[tasks.Task]:
