@@ -21,7 +21,8 @@ from deepvit.options import Option
 
 INDENT, WIDEST = 30, 110
 GROUPS = {
-    "model": "the network", "cure": "cures", "loss": "losses", "data": "data", "data_args": "data", "optim": "training", "result": "what is kept",
+    "model": "the network", "cure": "cures", "loss": "losses", "data": "data", "data_args": "data", "optim": "training",
+    "result": "what is kept",
     "run": "where and how (may change when a run goes on)", "train": "every run",
 }  # fmt: skip
 
