@@ -27,7 +27,7 @@ def prepared(path, steps):
             case "resize_short_side":
                 short, long = sorted(image.size)
                 if short != step["pixels"]:
-                    length = int(step["pixels"] * long / short)
+                    length = {"int": int, "round": round}[step["longer"]](step["pixels"] * long / short)
                     size = (
                         (step["pixels"], length) if image.width <= image.height else (length, step["pixels"])
                     )

@@ -55,11 +55,12 @@ def predict(
     if not files:
         raise UserError(f"no image is in {', '.join(images)}")
     where = None if out is None else Path(out)
+    folder = where is not None and where.suffix != ".json"
     with torch.inference_mode():
         result = Predictions(problem.predict(model, files, card.input, own, asked, where))
     result.problem = problem
     if where is not None:
-        write_json(where / "predictions.json" if where.is_dir() else where, list(result))
+        write_json(where / "predictions.json" if folder else where, list(result))
     return result
 
 

@@ -42,14 +42,21 @@ def cropped(spec: InputSpec) -> list[Step]:
 
 def whole(spec: InputSpec, short: int | None) -> list[Step]:
     """Steps of a network of whole images: of their own size, or with a short side of so many pixels."""
-    return [OPENED, *([] if short is None else [short_side(short, "bilinear")]), *values(spec)]
+    if short is None:
+        return [OPENED, *values(spec)]
+    rule = "each side round(side * pixels / shorter), at least 1 (of two whole numbers as near, the even one)"
+    return [OPENED, short_side(short, spec.interpolation, "round", rule), *values(spec)]
 
 
-def short_side(pixels: int, interpolation: str) -> Step:
-    """The shorter side gets so many pixels, the longer one in proportion."""
+CUT_OFF = (
+    "the longer side int(pixels * longer / shorter); an image whose shorter side has them stays as it is"
+)
+
+
+def short_side(pixels: int, interpolation: str, longer: str = "int", rule: str = CUT_OFF) -> Step:
+    """The shorter side gets so many pixels, the longer one in proportion, its fraction cut off (int) or rounded (round)."""
     return {
-        "do": "resize_short_side", "pixels": pixels, "interpolation": interpolation,
-        "size": "the longer side int(pixels * longer / shorter); an image whose shorter side has them stays as it is",
+        "do": "resize_short_side", "pixels": pixels, "interpolation": interpolation, "longer": longer, "size": rule,
     }  # fmt: skip
 
 

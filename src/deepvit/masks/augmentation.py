@@ -23,8 +23,8 @@ class SceneAugment:
     hflip: float | None = None
     """Probability of a left-right mirror image (default 0.5; 0 for handwriting)."""
     photometric: float | None = None
-    """Strength of random brightness, contrast, saturation (0.5 = up to half more or less) and hue (a seventh of it), each in
-    every other image (default 0.5); 0 = off."""
+    """Strength of random brightness, contrast, saturation (0.5 = up to half more or less) and hue (a seventh of it):
+    brightness in every other image, the others together in every other image (default 0.5); 0 = off."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from deepvit.data.options import DataOptions
@@ -13,12 +14,13 @@ from deepvit.masks.ade20k import ADE20K
 from deepvit.masks.cityscapes import CITYSCAPES
 from deepvit.masks.dataset import MaskData
 from deepvit.masks.local import MASK_FOLDER, looks_like
+from deepvit.masks.scan import THREADS
 from deepvit.masks.scenes import DIGIT_SCENES
 from deepvit.masks.sets import file_pair
 from deepvit.masks.voc import VOC, known
 
-LOOKED_AT = 64
-"""Masks of each part that opening reads, evenly spaced; the others are checked when they are read."""
+LOOKED_AT = 4_000
+"""Masks of each part that opening reads, evenly spaced; those beyond are checked when they are read."""
 
 MASK_SOURCES: Sources[MaskData] = Sources(
     DIGIT_SCENES,
@@ -32,7 +34,7 @@ MASK_SOURCES: Sources[MaskData] = Sources(
 def open_masks(spec: str, options: DataOptions | None = None, **given: Any) -> MaskData:
     """Opens images with masks by a data string (``deepvit list data`` shows the forms).
 
-    Up to 64 masks of each part are read and checked; every other one when it is read.
+    Up to 4,000 masks of each part are read and checked, several at a time; every other one when it is read.
 
     Args:
         spec: the string.
@@ -74,5 +76,6 @@ def _look(images: ImageSet) -> None:
     if file_pair(images, 0) is None:
         return  # drawn scenes have nothing to mend
     chosen = evenly_spaced(len(images), LOOKED_AT)
-    for index in range(len(images)) if chosen is None else chosen.tolist():
-        images.target(index)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(images.target, range(len(images)) if chosen is None else chosen.tolist()):
+            pass

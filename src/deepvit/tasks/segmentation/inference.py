@@ -51,7 +51,13 @@ def logits_of(network: nn.Module, images: Tensor, window: tuple[int, int], optio
 
 def one_pass(network: nn.Module, images: Tensor, window: tuple[int, int], options: InferOptions) -> Tensor:
     """Logits [B, K, H, W] of images as they are."""
-    window = fixed(network) or window
+    only = fixed(network)
+    if options.inference == "whole" and only is not None and tuple(images.shape[-2:]) != only:
+        raise UserError(
+            f"--inference whole: the network takes images of {only[0]}×{only[1]} pixels only, not "
+            f"{images.shape[-2]}×{images.shape[-1]}; leave it out, and windows of that size are seen"
+        )
+    window = only or window
     if not slides(network, images, window, options):
         answer: Tensor = network(images)["out"]
         return answer

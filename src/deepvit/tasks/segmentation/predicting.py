@@ -10,10 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from deepvit.data import InputSpec, read_image
 from deepvit.errors import UserError
+from deepvit.masks.transforms import ShortSide
 from deepvit.tasks.segmentation import overlays
 
 Array = np.ndarray[Any, Any]
@@ -59,14 +62,20 @@ def classes_of(
 ) -> Array:
     """The class of every pixel of a photograph, [H, W]; ``short_side`` scales what the network sees, as in training."""
     height, width = picture.height, picture.width
-    if short_side is not None:
-        picture = tvf.resize(picture, short_side, antialias=True)
-    pixels = tvf.to_dtype(tvf.pil_to_tensor(picture), torch.float32, scale=True)
-    found = logits(tvf.normalize(pixels, list(input.mean), list(input.std))[None])
+    found = logits(seen(picture, input, short_side)[None])
     if found.shape[-2:] != (height, width):
         found = F.interpolate(found, (height, width), mode="bilinear", align_corners=False)
     said: Array = found[0].argmax(0).cpu().numpy()
     return said
+
+
+def seen(picture: Any, input: InputSpec, short_side: int | None) -> Tensor:
+    """What the network sees of a photograph, float32 [3, h, w] normalised: the tensor of the evaluation."""
+    image = tv_tensors.Image(tvf.pil_to_tensor(picture))
+    if short_side is not None:
+        image = ShortSide(short_side, InterpolationMode(input.interpolation))(image)
+    pixels = image.as_subclass(Tensor).to(torch.float32) / 255.0
+    return tvf.normalize(pixels, list(input.mean), list(input.std))
 
 
 def stems(images: Sequence[Path]) -> list[str]:
