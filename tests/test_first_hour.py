@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,47 @@ def test_evaluate_on_the_runs_own_folder_keeps_how_it_was_opened(photographs: Pa
     assert main(list(words)) == 0
     assert json.loads(out.read_text())["images"] == 4
     assert main(["evaluate", run, "--data.val_fractoin", "0.3"]) == 2
+    seen = deepvit.diagnose(
+        run, there, out=str(tmp_path / "seen"), lesions="off", device="cpu", progress=False
+    )
+    assert seen.measurements.provenance["images"] == 6
+    words = (
+        "diagnose",
+        run,
+        "--data",
+        there,
+        "--data.val_fraction",
+        "0.34",
+        "--lesions",
+        "off",
+        "--device",
+        "cpu",
+    )
+    assert main([*words, "--out", str(tmp_path / "less")]) == 0
+    assert json.loads((tmp_path / "less" / "collapse.json").read_text())["provenance"]["images"] == 4
+
+
+def test_diagnose_says_that_it_took_images_whatever_their_folders_mean(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "misspelt"
+    shutil.copytree(photographs / "train", root / "train")
+    shutil.copytree(photographs / "val", root / "vall")
+    shape = [word for key, value in SHAPE.items() for word in (f"--model.{key}", str(value))]
+    words = (
+        "diagnose",
+        "vit_tiny_patch16_224",
+        *shape,
+        "--data",
+        str(root),
+        "--lesions",
+        "off",
+        "--device",
+        "cpu",
+    )
+    said = shown(capsys, *words, "--out", str(tmp_path / "seen"))
+    assert f"all images in {root} were taken" in " ".join(said.split())
+    assert "vall" in said
 
 
 def test_evaluate_says_one_name_and_no_top_5_of_two(

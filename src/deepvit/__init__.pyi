@@ -285,6 +285,7 @@ def diagnose(
     batch_size: int = 16,
     device: str = 'auto',
     progress: bool = True,
+    data_args: dict[str, Any] | None = None,
     *,
     input: int | tuple[int, int] | InputSpec | None = None,
     name: str | None = None,

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from deepvit import data as sources
+from deepvit.commands.check_data import source_options
 from deepvit.commands.command import Command
-from deepvit.data import ImageSet, InputSpec, open_images
+from deepvit.data import DataOptions, ImageSet, InputSpec, open_images
 from deepvit.data.loaders import eval_loader
 from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
@@ -21,7 +22,7 @@ from deepvit.report import diagnose as measure
 from deepvit.runs import pick_device
 from deepvit.runs.again import train_again
 from deepvit.runs.card import read_card
-from deepvit.runs.folder import stored_options
+from deepvit.runs.folder import same_data, stored_options
 from deepvit.runs.inputs import input_of
 from deepvit.runs.subjects import Subject, load_subject
 
@@ -40,6 +41,7 @@ def diagnose(
     batch_size: int = 16,
     device: str = "auto",
     progress: bool = True,
+    data_args: dict[str, Any] | None = None,
     **measuring: Any,
 ) -> Report:
     """Write a collapse report of any Vision Transformer.
@@ -60,6 +62,8 @@ def diagnose(
         batch_size: images at a time.
         device: auto, cpu, cuda, cuda:1, mps; a network in Python stays where it is.
         progress: show a progress bar with the time left.
+        data_args: options of the data source by name, as for train (``--data.KEY`` on the command line); where the data is
+            the run's own, those of the run hold unless given here.
         **measuring: more of ``deepvit.report.diagnose``, for callers in Python: ``name``, ``class_names``, ``normalize``,
             ``attention_images``, ``maps``, ``notes``, ``provenance``. And ``input`` for a network with a data string:
             what it takes, pixels or a ``deepvit.data.InputSpec``; by default what it says of itself as timm's do, else
@@ -84,6 +88,8 @@ def diagnose(
             if given is not None:
                 raise UserError(f"{name} goes with the name of a model, and a network was given")
         if not isinstance(data, str | Path):
+            if data_args:
+                raise UserError("data_args go with a data string, and none was given")
             if data is None:
                 raise UserError("give images beside the network: a loader of image tensors, or a data string")
             return measure(model, data, out=out, **{**common, **measuring})
@@ -100,7 +106,8 @@ def diagnose(
         loader, class_names, facts = data, network.class_names, {}
         labelled = True
     else:
-        pictures, names = pictures_of(spec, network if data is None else None)
+        pictures, names, remarks = pictures_of(spec, network, data_args)
+        network.notes.extend(remarks)
         chosen = evenly_spaced(len(pictures), images)
         images_read = eval_loader(
             pictures if chosen is None else pictures.subset(chosen), batch_size, network.input
@@ -183,32 +190,45 @@ def train_facts(
     return {"train": {"options": [*options, "--data", data], "out": None}}
 
 
-def pictures_of(spec: str, run: Subject | None = None) -> tuple[ImageSet, list[str] | None]:
-    """Images to look at: the validation images of a data set with their class names, else any images in a place.
+TAKEN = "all images in "
+
+
+def pictures_of(
+    spec: str, subject: Subject, options: dict[str, Any] | None = None
+) -> tuple[ImageSet, list[str] | None, list[str]]:
+    """Images to look at: the validation images of a data set, else any images in a place.
 
     Args:
         spec: data string.
-        run: the run whose own data this is, which knows how they are opened.
+        subject: the network; a run knows how its own data are opened.
+        options: of the data source, by name.
+
+    Returns:
+        images, class names, and remarks: why folders were not taken as parts and classes.
 
     Raises:
         UserError: nothing there, or a stream, which cannot be sampled.
     """
-    if run is not None and run.problem is not None and run.open is not None:
-        return run.problem.pictures(run.open()), run.class_names
+    own = subject.data is not None and same_data(spec, subject.data)
+    if own and subject.problem is not None and subject.open is not None:
+        return subject.problem.pictures(subject.open(more=options)), subject.class_names, []
     try:
-        data: Any = sources.open_data(spec)
+        data: Any = sources.open_data(spec, DataOptions.of(**(options or {})))
     except UserError as error:
-        if not Path(spec).exists():
+        if not Path(spec).exists() or options:
             raise
         try:
-            return open_images(spec), None
+            found = open_images(spec)
         except UserError:
             raise error from None
+        folders = Path(spec).is_dir() and any(inner.is_dir() for inner in Path(spec).iterdir())
+        remark = f"{TAKEN}{spec} were taken, those of training with them, and without labels: {error}"
+        return found, None, [remark] if folders else []
     if not isinstance(data.val, ImageSet):
         raise UserError(
             f"{spec} is a stream and cannot be sampled for diagnosis: give a folder or a .tar of images"
         )
-    return data.val, data.class_names
+    return data.val, data.class_names, []
 
 
 def safe_name(name: str) -> str:
@@ -235,6 +255,9 @@ def show(report: Report) -> None:
         console.print(f"{what} left out: " + "; ".join(unreadable[:3]), highlight=False, markup=False)
     for cure in report.verdict.cures:
         console.print(f"  try {cure.name} in blocks {cure.blocks}: {cure.why}", highlight=False, markup=False)
+    for remark in report.measurements.provenance.get("notes", []):
+        if remark.startswith(TAKEN):
+            console.print(remark, highlight=False, markup=False)
     for path in report.files:
         print(path)
 
@@ -242,6 +265,7 @@ def show(report: Report) -> None:
 COMMAND = Command(
     diagnose,
     show,
+    source_options,
     examples=(
         "deepvit diagnose vit_small_patch16_224 --pretrained --data PHOTOS",
         "deepvit diagnose runs/a --blocks last:4 --figures",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,13 @@ from rich.console import Console
 from deepvit import tasks
 from deepvit.commands.check_data import source_options
 from deepvit.commands.command import Command
-from deepvit.data import AugmentConfig, DataOptions
+from deepvit.data import AugmentConfig
 from deepvit.errors import UserError
 from deepvit.files import write_json
 from deepvit.options import Option, build, options_of
 from deepvit.parsing import checked
 from deepvit.runs import load_deployed, pick_device, read_card
-from deepvit.runs.folder import stored_options
+from deepvit.runs.folder import open_stored, stored_options
 from deepvit.runs.place import place
 from deepvit.tasks.task import Settings
 
@@ -74,14 +73,9 @@ def evaluate(
         problem, config = card.problem, stored_options(run)
         own, asked = build(problem.options, config), asking(problem, options)
         spec, limit = data if data is not None else str(config["data"]), max_val_images
-        is_own = data is None or same_data(data, str(config["data"]))
-        # The same folder under other ids of its masks, say, would be measured wrong without a word.
-        source = DataOptions.of(
-            **{**((config.get("data_args") or {}) if is_own else {}), **(data_args or {})}
-        )
 
         def opening() -> Any:
-            return problem.open(spec, source, own)
+            return open_stored(problem, config, data, data_args)
 
         opened = opening() if team is None else team.first_then_others(opening)
         if data is None and limit is None:
@@ -108,11 +102,6 @@ def evaluate(
             write_json(file, result)
             problem.draw(result, file.with_suffix(""))
         return result
-
-
-def same_data(one: str, other: str) -> bool:
-    """Whether two data strings name the same data: equal, or two ways to one place on disk."""
-    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
 @contextlib.contextmanager

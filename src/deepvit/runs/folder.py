@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,23 @@ def stored_options(run: str | Path) -> dict[str, Any]:
     return {"data": "digits", **read_yaml(path, "training options")}
 
 
-def open_stored(problem: Task, options: dict[str, Any]) -> Any:
-    """The data that a run was trained on, opened as its task does; ``options`` are those of ``stored_options``."""
-    source = build(DataOptions, options.get("data_args") or {})
-    return problem.open(str(options["data"]), source, build(problem.options, options))
+def same_data(one: str, other: str) -> bool:
+    """Whether two data strings name the same data: equal, or two ways to one place on disk."""
+    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+
+
+def open_stored(
+    problem: Task, options: dict[str, Any], data: str | None = None, more: dict[str, Any] | None = None
+) -> Any:
+    """Data opened as a run's task does: the run's own, or other data.
+
+    Args:
+        problem: the task.
+        options: those of ``stored_options``.
+        data: another data string. Where it names the run's own data, the run's options of the source hold as well: the
+            same folder under another split, or other ids of its masks, would be measured wrong without a word.
+        more: options of the data source by name, over those of the run.
+    """
+    spec = str(options["data"]) if data is None else data
+    stored = (options.get("data_args") or {}) if same_data(spec, str(options["data"])) else {}
+    return problem.open(spec, DataOptions.of(**{**stored, **(more or {})}), build(problem.options, options))

@@ -44,8 +44,8 @@ class Subject:
     random: bool = False
     """Whether the weights are those that the network starts with: nothing was loaded."""
     problem: Task | None = None
-    open: Callable[[], Any] | None = None
-    """Opens the data of a run as its task does."""
+    open: Callable[..., Any] | None = None
+    """Opens the data of a run as its task does; ``more`` are options of the source over the run's own."""
 
 
 def load_subject(

@@ -75,7 +75,8 @@ def seen(picture: Any, input: InputSpec, short_side: int | None) -> Tensor:
     if short_side is not None:
         image = ShortSide(short_side, InterpolationMode(input.interpolation))(image)
     pixels = image.as_subclass(Tensor).to(torch.float32) / 255.0
-    return tvf.normalize(pixels, list(input.mean), list(input.std))
+    normal: Tensor = tvf.normalize(pixels, list(input.mean), list(input.std))
+    return normal
 
 
 def stems(images: Sequence[Path]) -> list[str]:
