@@ -80,6 +80,11 @@ def test_the_blocks_that_a_refusal_names_can_be_captured() -> None:
     with torch.no_grad(), capture(model, blocks=[int(n) for n in advice.split(",")]) as seen:
         model(IMAGES)
     assert list(seen.attention) == ["cls_attn_blocks.0", "cls_attn_blocks.1"]
+    (typed,) = re.findall(r"--blocks ([\d,]+)", str(refusal.value))
+    report = deepvit.diagnose(model, [IMAGES], blocks=typed, lesions="off", progress=False)
+    assert [block.name for block in report.measurements.blocks] == list(seen.attention)
+    with pytest.raises(UserError, match="over channels"):
+        deepvit.diagnose(model, [IMAGES], blocks="last:1", lesions="off", progress=False)
 
 
 def test_the_formula_says_of_how_many_rows_the_rank_is() -> None:

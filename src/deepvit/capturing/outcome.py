@@ -46,7 +46,8 @@ def _channels(seen: Seen, over_channels: Mapping[str, tuple[str, int]], has_maps
     others = [n for n, name in enumerate(seen.blocks) if name in has_maps]
     if not others:
         return f"{what}: they cannot be measured, and no other attention was seen; choose another model"
-    return f"{what}: they cannot be measured; choose the blocks over tokens by blocks={others}"
+    listed = ",".join(map(str, others))
+    return f"{what}: they cannot be measured; choose the blocks over tokens by blocks={others} (--blocks {listed})"
 
 
 def notes_of(seen: Seen) -> list[str]:

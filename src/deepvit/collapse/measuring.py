@@ -118,12 +118,37 @@ def probe(
     """One image through the model: which blocks it has, and their shapes."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     to: dict[str, Any] = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
-    with torch.no_grad(), capture(model, attention=False, on_tokens=lambda *_: None) as seen:
-        model(image.to(**to))
+
+    def look(only: Sequence[int] | None) -> Seen:
+        with (
+            torch.no_grad(),
+            capture(model, blocks=only, attention=False, on_tokens=lambda *_: None) as found,
+        ):
+            model(image.to(**to))
+        return found
+
+    try:
+        seen = look(None)
+    except UserError:
+        # Some blocks cannot be read: those that were asked for may be others.
+        if (asked := _by_number(blocks)) is None:
+            raise
+        seen = look(asked)
     numbers = None if blocks is None else parse_blocks(blocks, len(seen.blocks))
     if numbers is not None and not numbers:
         raise UserError(f"blocks={blocks!r} chooses none of the {len(seen.blocks)} blocks; try all or last:4")
     return rows_of(seen, model, numbers), seen
+
+
+# No network has so many.
+_MOST_BLOCKS = 10_000
+
+
+def _by_number(blocks: str | int | Sequence[int] | None) -> list[int] | None:
+    """Blocks that are told without the depth of the network; None for such as "last:4"."""
+    if blocks is None or (isinstance(blocks, str) and set(blocks) - set("0123456789,- ")):
+        return None
+    return parse_blocks(blocks, _MOST_BLOCKS) or None
 
 
 def _measurements(
