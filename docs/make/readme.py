@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,51 @@ OFFICIAL = "official formulation"
 def depth_table() -> str:
     """The table of records/depth as it is."""
     return (ROOT / "records/depth/table.md").read_text("utf-8").strip()
+
+
+STUDIES = {
+    "depth": "handwritten digits, top-1",
+    "cures": "handwritten digits, shorter training, top-1",
+    "photographs": "photographs (CIFAR-10, JPEG copy), top-1",
+    "camvid": "street scenes (CamVid) from scratch, mean IoU",
+}
+PUBLISHED = ("plain", "reattention", "diversity")
+
+
+def records_table() -> str:
+    """Mean and standard deviation over seeds of the watched figure, a row a study and depth."""
+    lines = [
+        "| study | blocks | plain | reattention | diversity | best of the others |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for study, what in STUDIES.items():
+        with (ROOT / f"records/{study}/table.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        figure = next(name for name in rows[0] if name in ("top1", "miou"))
+        for depth in dict.fromkeys(row["depth"] for row in rows):
+            values: dict[str, list[float]] = {}
+            for row in rows:
+                if row["depth"] == depth and row[figure]:
+                    values.setdefault(row["method"], []).append(float(row[figure]))
+            others = [name for name in values if name not in PUBLISHED]
+            best = max(others, key=lambda name: statistics.mean(values[name]), default=None)
+            cells = [_spread(values[name]) for name in PUBLISHED]
+            cells.append(
+                "–"
+                if best is None
+                else f"{_spread(values[best])} ({best.replace('+', ' + ')}, of {len(others)})"
+            )
+            blocks = depth or str(BLOCKS[study])
+            lines.append(f"| [{what}](records/{study}/README.md) | {blocks} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# Of studies at one depth, whose tables do not say it.
+BLOCKS = {"cures": 16, "camvid": 12}
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def cost_table() -> str:
@@ -43,7 +90,7 @@ def cost_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"depth": depth_table, "cost": cost_table}
+TABLES = {"depth": depth_table, "records": records_table, "cost": cost_table}
 
 
 def written(text: str) -> str:
