@@ -15,6 +15,7 @@ from deepvit.data.batched.plan import SizedPlan
 from deepvit.errors import UserError
 from deepvit.masks import SceneAugment, mask_transforms, open_masks
 from deepvit.masks.transforms import Cut
+from deepvit.tasks.segmentation.predicting import seen
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -282,3 +283,14 @@ def test_what_fills_up_a_process_does_not_count(tmp_path: Path, monkeypatch: pyt
     assert batches == [2, 2]
     assert torch.equal(counts[:255], truth[:255])
     assert counts[255] == 24 * 32
+
+
+@pytest.mark.parametrize("short_side", [None, 40])
+def test_predict_sees_of_a_photograph_what_evaluation_sees(short_side: int | None) -> None:
+    input = InputSpec(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic")
+    for size in ((60, 97), (97, 60), (40, 41), (33, 33)):
+        pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels)
+        evaluate = mask_transforms(SceneAugment(short_side=short_side), input, 255).evaluate
+        wanted, _ = evaluate(picture, np.zeros(size, dtype=np.uint8))
+        assert torch.equal(seen(picture, input, short_side), wanted), size

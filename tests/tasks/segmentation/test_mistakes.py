@@ -10,6 +10,8 @@ import pytest
 from masks.made import COLOURS, blobs, pairs, save
 
 from deepvit.cli import main
+from deepvit.errors import UserError
+from deepvit.masks import open_masks
 
 MIXER = "--model mixer_s32_224 --model.img_size 224 --scene.crop_size 64"
 
@@ -83,3 +85,13 @@ def test_one_line_before_training(
     for text in texts:
         assert text in errors[0], said
     assert not out.exists()
+
+
+def test_a_bad_mask_among_many_is_found_before_training(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "set", {"train": 200, "val": 100}, size=(8, 8))
+    save(root / "masks" / "val" / "71.png", np.full((8, 8), 9, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"val/71.png holds the id 9"):
+        open_masks(str(root), num_classes=4)
+    save(root / "masks" / "train" / "133.png", np.full((8, 8), 255, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"train/133.png holds nothing but void"):
+        open_masks(str(root), num_classes=4)

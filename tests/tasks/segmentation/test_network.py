@@ -11,8 +11,10 @@ from torch import nn
 from deepvit import cures, models
 from deepvit.errors import UserError
 from deepvit.losses import Diversity
+from deepvit.tasks.segmentation.choices import InferOptions
 from deepvit.tasks.segmentation.features import Neck, depths_of, feature_maps
 from deepvit.tasks.segmentation.heads import SteadyNorm
+from deepvit.tasks.segmentation.inference import logits_of
 from deepvit.tasks.segmentation.loss import criterion
 from deepvit.tasks.segmentation.network import SegmentationNetwork
 from deepvit.tasks.segmentation.patches import by_mask
@@ -217,3 +219,14 @@ def test_the_loss_counts_pixels_once_and_void_not_at_all():
     )
     nothing = criterion(None, 0.4, 255)({"out": logits}, torch.full((2, 4, 5), 255))
     assert float(nothing["cross_entropy"]) == 0.0
+
+
+def test_whole_images_are_refused_where_a_network_takes_one_size() -> None:
+    backbone = timm.create_model("beit_base_patch16_224", depth=2, embed_dim=24, num_heads=2, img_size=32)
+    network = SegmentationNetwork(backbone, 3, (32, 32), head="linear").eval()
+    with torch.no_grad():
+        logits_of(network, torch.randn(1, 3, 32, 32), (32, 32), InferOptions(inference="whole"))
+        with pytest.raises(
+            UserError, match="--inference whole: the network takes images of 32×32 pixels only, not 40×48"
+        ):
+            logits_of(network, torch.randn(1, 3, 40, 48), (32, 32), InferOptions(inference="whole"))
