@@ -307,6 +307,23 @@ def test_help_loads_neither_torch_nor_timm(words: list[str]) -> None:
     assert done.returncode == (2 if words == ["nonsense"] else 0), done.stderr
 
 
+def test_help_tells_the_task_of_what_is_named_without_loading_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(help_module, "described", lambda *_: pytest.fail("what trains is loaded"))
+    (tmp_path / "model.json").write_text('{"task": "segmentation"}')
+    for words, option in (
+        (["evaluate", str(tmp_path)], "--overlap"),
+        (["predict", str(tmp_path)], "--overlap"),
+        (["study", "segmentation/camvid_cures"], "--train.head"),
+        (["train", "--config", "segmentation/digit_scenes"], "--scene.crop_size"),
+    ):
+        assert main([*words, "--help"]) == 0
+        assert option in capsys.readouterr().out, words
+    assert main(["help", "evaluate"]) == 0
+    assert "--overlap" not in capsys.readouterr().out  # of a classifier, as where nothing is named
+
+
 @pytest.mark.parametrize("name", commands.NAMES)
 def test_examples_in_help_are_understood_and_fit(name: str) -> None:
     command = commands.find(name)

@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatched(arguments: list[str]) -> int:
     """As ``main``, where output can be written."""
+    if arguments[:1] == ["help"] and arguments[1:2]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in (*HELP, "help"):
         print(overview())
         return 0

@@ -28,6 +28,7 @@ class Command:
         config: whether ``--config FILE`` gives options too.
         examples: command lines that help shows.
         code: the exit code that a result means, for commands that answer yes or no by it.
+        of_task: what ``more`` gives, by a kind of task instead of the words: for commands that name a run first.
     """
 
     function: Callable[..., Any]
@@ -36,6 +37,7 @@ class Command:
     config: bool = False
     examples: tuple[str, ...] = ()
     code: Callable[[Any], int] = succeeded
+    of_task: Callable[[Any], Sequence[Option]] | None = None
 
     @property
     def positional(self) -> list[Option]:
@@ -44,8 +46,12 @@ class Command:
 
     def options(self, words: list[str]) -> list[Option]:
         """What may be given as ``--name value`` beside these words."""
-        own = [o for o in parameters_of(self.function) if not o.required and o.name not in PYTHON_ONLY]
-        return [*own, *(self.more(words) if self.more else ())]
+        return [*self.own, *(self.more(words) if self.more else ())]
+
+    @property
+    def own(self) -> list[Option]:
+        """The options that do not depend on what is named."""
+        return [o for o in parameters_of(self.function) if not o.required and o.name not in PYTHON_ONLY]
 
 
 def value_after(words: list[str], option: str) -> str | None:

@@ -141,7 +141,12 @@ def asking(problem: tasks.Task, options: dict[str, Any]) -> Any:
 
 def more(words: list[str]) -> Sequence[Option]:
     """The options for asking the network of the run that the words name first, and those of the data sources."""
-    return [*options_of(task_of(words).infer_options), *source_options(words)]
+    return of_task(task_of(words))
+
+
+def of_task(task: type[tasks.Task]) -> Sequence[Option]:
+    """What a task takes when it is measured: how its network is asked, and the options of the data sources."""
+    return [*options_of(task.infer_options), *source_options([])]
 
 
 def task_of(words: list[str]) -> type[tasks.Task]:
@@ -172,4 +177,5 @@ COMMAND = Command(
         "deepvit evaluate runs/a",
         "deepvit evaluate runs/a --data OTHER_PHOTOS --out result.json",
     ),
+    of_task=of_task,
 )

@@ -13,11 +13,15 @@ import textwrap
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from deepvit import recipes
 from deepvit.commands import NAMES, find
 from deepvit.commands.command import value_after
+from deepvit.files import read_json
 from deepvit.options import Option
+from deepvit.parsing import read_yaml
 
 INDENT, WIDEST = 30, 110
 GROUPS = {
@@ -43,17 +47,29 @@ def overview() -> str:
 
 def command_help(name: str, words: list[str]) -> str:
     """Usage, what the command does, examples, its arguments and its options by group."""
-    task = value_after(words, "--task") or value_after(words, "--train.task")
-    first = words[0] if words and not words[0].startswith("-") else None
-    key = name if task is None else f"{name} {task}"
+    task = value_after(words, "--task") or value_after(words, "--train.task") or task_named(name, words)
     known = stored()
-    # A run or a recipe named first may have another task than the default, which only looking at it tells.
-    said = (
-        known[key]
-        if key in known and not (first and name in ("predict", "study"))
-        else described(name, words)
-    )
+    key = name if task is None else f"{name} {task}"
+    said = known[key] if key in known else described(name, words)
     return rendered(said, min(shutil.get_terminal_size().columns, WIDEST))
+
+
+def task_named(name: str, words: list[str]) -> str | None:
+    """The task of the run, recipe or configuration that the words name, read without what trains it; None where none."""
+    first = words[0] if words and not words[0].startswith("-") else None
+    config = value_after(words, "--config")
+    if (
+        name in ("evaluate", "predict")
+        and first is not None
+        and (card := Path(first) / "model.json").exists()
+    ):
+        return str(read_json(card, "a model card").get("task") or "") or None
+    if name == "study" and first is not None:
+        train = read_yaml(recipes.find(first), "a recipe").get("train")
+        return str(train.get("task") or "") or None if isinstance(train, dict) else None
+    if name == "train" and config is not None:
+        return str(read_yaml(recipes.find(config), "training options").get("task") or "") or None
+    return None
 
 
 def stored() -> dict[str, Any]:
@@ -62,13 +78,13 @@ def stored() -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def described(name: str, words: list[str]) -> dict[str, Any]:
-    """What help says of a command, read off the command itself."""
+def described(name: str, words: list[str], task: Any = None) -> dict[str, Any]:
+    """What help says of a command, read off the command itself; ``task`` is that of the run that would be named."""
     command = find(name)
+    chosen = command.options(words) if task is None else [*command.own, *command.of_task(task)]  # type: ignore[misc]
     shown = [f"{o.name.upper()}{' ...' if o.kind == 'list' else ''}" for o in command.positional]
     options = [
-        [f"--{o.typed} {value_name(o)}".rstrip(), o.help + told_default(o), group_of(o)]
-        for o in command.options(words)
+        [f"--{o.typed} {value_name(o)}".rstrip(), o.help + told_default(o), group_of(o)] for o in chosen
     ]
     if command.config:
         text = "YAML file of options, or the name of a recipe (deepvit list recipes)"
@@ -155,17 +171,18 @@ def told_default(option: Option) -> str:
 def everything() -> dict[str, Any]:
     """What ``help.json`` should hold."""
     from deepvit.tasks import TASKS
+    from deepvit.tasks import find as find_task
 
     said = {name: described(name, []) for name in NAMES}
     for task in TASKS:
         said[f"train {task}"] = described("train", ["--task", task])
         said[f"study {task}"] = described("study", ["--train.task", task])
+        for name in ("evaluate", "predict"):
+            said[f"{name} {task}"] = described(name, [], find_task(task))
     return said
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     from deepvit.files import write_json
 
     write_json(Path(__file__).with_name("help.json"), everything())

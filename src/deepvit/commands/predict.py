@@ -94,4 +94,5 @@ COMMAND = Command(
         "deepvit predict runs/a photo.jpg",
         "deepvit predict runs/a PHOTOS --out labels.json",
     ),
+    of_task=options_for,
 )
