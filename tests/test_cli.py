@@ -256,6 +256,11 @@ def test_normalise() -> None:
     assert read("--model", "vit-x") == ["--model", "vit-x"]
     for words in (["0,1,2"], ["0", "1", "2"], ["[0, 1, 2]"]):
         assert read("--seeds", *words, "--out", "x") == ["--seeds", "[0, 1, 2]", "--out", "x"]
+    for word, other in (("--device", "--devices"), ("--devices", "--device")):
+        assert normalise([word, "cpu"], {other: ""}) == [other, "cpu"]
+        assert normalise([f"{word}=cpu"], {word: "", other: ""}) == [word, "cpu"]
+        assert normalise([word, "cpu"], {}) == [word, "cpu"]  # unknown, and told as it was typed
+    assert normalise(["--train.device", "cpu"], {"--train.devices": ""}) == ["--train.devices", "cpu"]
     assert read("--methods", "plain,attnscale@last:6") == ["--methods", '["plain", "attnscale@last:6"]']
 
 

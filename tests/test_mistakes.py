@@ -15,6 +15,8 @@ SMALL = (
     " --model.patch_size 4 --devices cpu"
 )
 
+TNT = "--model tnt_s_legacy_patch16_224 --model.depth 1 --data digits --devices cpu"
+
 OPTIONS = [
     ("trian", "did you mean train"),
     ("train --epoch 3", "did you mean --epochs"),
@@ -73,6 +75,12 @@ OPTIONS = [
     ("evaluate", "run is missing"),
     ("evaluate {run} --batch_size 0", "batch_size=0"),
     ("evaluate {run} --device gpux", "gpux"),
+    ("evaluate {run} --devices gpux", "gpux"),
+    ("evaluate {run} --devices 0,1", "takes one device"),
+    ("evaluate {run} --devices 2", "takes one device"),
+    ("predict {run} {photo} --devices cpu:2", "takes one device"),
+    ("train --device gpu", "devices='gpu' must be auto, cpu"),
+    ("train --device cuda:99", "devices='cuda:99'"),
     ("predict {run} {photo} --topk 0", "topk=0"),
     ("predict {run}", "images"),
     ("study quickstrat", "did you mean quickstart"),
@@ -100,6 +108,13 @@ MODELS = [
     ("train --model.img_size 8 --model.patch_size 3", "patch"),
     ("train --model.num_classes 5", "comes from the data"),
     ("train --model.in_chans 1", "in_chans"),
+    ("train --model tnt_s_legacy_patch16_224 --model.depth 1 --data digits", "give --model.img_size and --model.patch_size"),
+    ("train {tnt}", "model tnt_s_legacy_patch16_224 cannot run on images of 8×8 (shape"),
+    ("train {tnt_that_fits} --losses.patch_cosine 1", "--losses (patch_cosine) read: blocks.0 (Block) returns a tuple"),
+    ("train {tnt_that_fits} --losses.patch_mixing 1", "name other modules with --loss_args.first and --loss_args.last"),
+    ("train --model resnet18 --losses.patch_cosine 1", "name the modules with --loss_args.first and --loss_args.last"),
+    ("train --model xcit_nano_12_p16_224 --data digits", "patch size has to be in [8, 16]"),
+    ("train --model xcit_nano_12_p16_224 --data digits --epochs 2", "img_size=8 and patch_size=2 were chosen"),
     ("train --weights nowhere.pth", "nowhere.pth"),
     ("train --weights {text}", "notes.txt"),
     ("train {small} --model.depth 2 --weights {run}/model.safetensors", "blocks.1"),
@@ -182,7 +197,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         return pictures(*(f"{name}/{part}/{k}.png" for part in parts for k in range(4)))
 
     found = {
-        "small": SMALL, "run": str(root / "run"), "cut": str(root / "cut"), "no_card": str(root / "no_card"),
+        "small": SMALL, "tnt": f"{TNT} --model.img_size 8 --model.patch_size 2",
+        "tnt_that_fits": f"{TNT} --model.img_size 32 --model.patch_size 8",
+        "run": str(root / "run"), "cut": str(root / "cut"), "no_card": str(root / "no_card"),
         "photos": parts("photos", "train/apple", "train/leaf", "val/apple", "val/leaf"),
         "photo": str(root / "photos/val/leaf/0.png"),
         "single": parts("single", "train/apple", "val/apple"),

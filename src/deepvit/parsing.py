@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +154,12 @@ def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
     """The command line as jsonargparse wants it.
 
     Hyphens in option names become underscores, ``--model.KEY`` the model's argument and ``--data.KEY`` the data
-    source's, the name of a recipe its file, a switch without a value ``=true``, and ``0,1,2`` or ``0 1 2`` after an
-    option that takes a list, a list.
+    source's, ``--device`` the ``--devices`` of a command that has only these (and the reverse), the name of a recipe its
+    file, a switch without a value ``=true``, and ``0,1,2`` or ``0 1 2`` after an option that takes a list, a list.
 
     Args:
         arguments: words of the command line after the command.
-        kinds: option → ``"switch"`` or ``"list"``, for options that are one.
+        kinds: option → ``"switch"`` or ``"list"``, for options that are one; others may be there with another kind.
     """
     words: list[str] = []
     for token in arguments:  # --option=value becomes two words, so that both ways are treated alike
@@ -169,6 +169,7 @@ def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
         option, equals, value = token.partition("=")
         option = option.replace("-", "_").replace("__", "--", 1)
         option = re.sub(r"^--((?:train\.)?)(model|data)\.", r"--\1\2_args.", option)
+        option = spelling(option, kinds)
         words += [option, value] if equals else [option]
     result: list[str] = []
     while words:
@@ -185,6 +186,13 @@ def normalise(arguments: list[str], kinds: dict[str, str]) -> list[str]:
             result.append(recipe_file(words.pop(0)))
             read_yaml(result[-1], "options")  # what the parser would make of a bad file is told here
     return result
+
+
+def spelling(option: str, known: Collection[str]) -> str:
+    """``--device`` or ``--devices``, whichever the command has: a run takes several, an evaluation one."""
+    other = option.removesuffix("s") if option.endswith("devices") else f"{option}s"
+    alike = re.fullmatch(r"--(train\.)?devices?", option)
+    return other if alike and option not in known and other in known else option
 
 
 def number(text: str) -> int | float | str:

@@ -303,6 +303,8 @@ def test_who_this_is() -> None:
         assert srun_meeting(Place(1, 2, 1, 2, by="srun")).address == "127.0.0.1"  # all on one machine
     for text, kind, count in (("auto", "auto", 1), ("cpu", "cpu", 1), ("cpu:3", "cpu", 3), ("2", "gpu", 2)):
         assert (Devices.read(text).kind, Devices.read(text).count) == (kind, count)
+    for text, index in (("cuda", 0), ("cuda:1", 1)):  # as commands with one device say it
+        assert Devices.read(text).indices == (index,)
     assert Devices.read("1,3").indices == (1, 3)
     for text in ("cpu:0", "cpu:x", "0", "-1", "1,1", "", "gpu"):
         with pytest.raises(UserError):

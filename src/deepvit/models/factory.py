@@ -193,11 +193,16 @@ def _explain(error: Exception, model_name: str, given: Mapping[str, Any], pretra
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the error says; of a bare ``assert``, what it asserts."""
+    """The first line of what the error says; of a bare ``assert``, what it asserts; of a raised text, the text."""
     said = str(error).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    if said.startswith(
+        "exceptions must derive from"
+    ):  # timm raises a bare text here and there: it is the reason
+        text = re.search(r"raise\W+(['\"])(.+)\1", (frames[-1].line if frames else None) or "")
+        said = text.group(2) if text else said
     if said:
         return said.splitlines()[0]
-    frames = traceback.extract_tb(error.__traceback__)
     return (frames[-1].line if frames else None) or type(error).__name__
 
 

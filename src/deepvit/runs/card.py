@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -124,7 +125,17 @@ def load_deployed(run: str | Path, device: str | torch.device = "cpu") -> tuple[
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """``auto`` → the accelerator that is there, else the CPU; other names as torch knows them."""
+    """``auto`` → the accelerator that is there, else the CPU; other names as torch knows them.
+
+    Raises:
+        UserError: no such device here, or several, in the words of ``train --devices``.
+    """
+    # torch takes "cpu:2" for a device, and "2" for an accelerator's index: of a run's devices they are numbers of processes.
+    if re.fullmatch(r"cpu:0*[1-9]\d*|[\d, ]+", device):
+        raise UserError(
+            f"device {device!r} cannot be used: this takes one device, and not several or a number of them; say auto, cpu, "
+            "cuda or cuda:1"
+        )
     if device == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return found if found is not None else torch.device("cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ def sized_for(options: ModelOptions, native_size: int | None, cells: int = 8) ->
     patch = max(2, native_size // cells)
     side = -(-native_size // patch) * patch
     return {"img_size": side, "patch_size": patch, **arguments}
+
+
+def chosen_for(arguments: Mapping[str, Any], options: ModelOptions) -> str:
+    """What a message says of sizes that were chosen for small images; nothing where none was."""
+    given = {"img_size", "patch_size"}
+    if given & set(options.args) or options.weights is not None or not given <= set(arguments):
+        return ""
+    return (
+        f"img_size={arguments['img_size']} and patch_size={arguments['patch_size']} were chosen for these small images; "
+        "give --model.img_size and --model.patch_size that this model takes (--model.img_size alone keeps its own patches), "
+        "or take another --model"
+    )
 
 
 def native_size(data: Any) -> int | None:
@@ -94,7 +107,14 @@ def build_model(config: TrainConfig, problem: Task, native_size: int | None) -> 
         return from_run(config, problem, sized)
     arguments = needed(asked.name, config, problem) | sized
     pretrained = asked.weights == "pretrained"
-    backbone = models.create(asked.name, num_classes=problem.width, pretrained=pretrained, **arguments)
+    try:
+        backbone = models.create(asked.name, num_classes=problem.width, pretrained=pretrained, **arguments)
+    except UserError as error:
+        chosen = chosen_for(sized, asked)
+        # A name that does not exist, or an argument of the user's, has its own way out.
+        if not chosen or "size" not in str(error):
+            raise
+        raise UserError(f"{error}: {chosen}") from error
     if asked.weights is not None and not pretrained:
         state = models.load_state(asked.weights)
         models.load_weights(backbone, state, source=asked.weights, name=asked.name, reset_classifier=True)

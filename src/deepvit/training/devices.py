@@ -23,6 +23,8 @@ class Devices:
     def read(cls, text: str) -> Devices:
         """``auto``, ``cpu``, ``cpu:2``, a number of accelerators, or their indices as ``0,1``.
 
+        One accelerator may also have the name that commands with one device give it, ``cuda`` or ``cuda:1``.
+
         Raises:
             UserError: anything else.
         """
@@ -33,6 +35,8 @@ class Devices:
         kind, _, number = text.rpartition(":")
         if kind == "cpu" and number.isdecimal() and int(number) > 0:
             return cls("cpu", int(number))
+        if text == "cuda" or (kind == "cuda" and number.isdecimal()):
+            return cls("gpu", 1, (0 if text == "cuda" else int(number),))
         parts = [part.strip() for part in text.split(",")]
         if not all(part.isdecimal() for part in parts):
             raise UserError(

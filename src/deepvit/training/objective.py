@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,8 @@ class Objective(nn.Module):
                 self.diversity = Diversity(backbone, weights=weights, num_classes=classes, **(options or {}))
             except TypeError as error:
                 raise UserError(f"loss_args: {str(error).removeprefix('Diversity.__init__() ')}") from None
+            except UserError as error:
+                raise UserError(as_typed(str(error))) from None
         elif options:
             raise UserError(
                 "loss_args is given but no loss has a weight: add for example --losses.patch_cosine 1"
@@ -88,6 +91,13 @@ class Objective(nn.Module):
         if self.diversity is None:
             return []
         return [part for part in self.diversity.children() if any(True for _ in part.parameters())]
+
+
+def as_typed(text: str) -> str:
+    """What ``Diversity`` says, with its arguments as a run's options have them."""
+    if "no forward pass was watched" in text:  # it ran, and the module that was named had no part in it
+        return "the module of --loss_args.last is not run by itself; name another"
+    return re.sub(r"\b(first|last)=", r"--loss_args.\1", text)
 
 
 def total_of(terms: dict[str, Tensor]) -> Tensor:

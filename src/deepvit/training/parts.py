@@ -18,6 +18,7 @@ from deepvit.training.build import build_model, native_size
 from deepvit.training.config import TrainConfig
 from deepvit.training.objective import Objective
 from deepvit.training.teachers import with_teacher
+from deepvit.training.trial import try_once
 
 
 @dataclass
@@ -39,7 +40,7 @@ def opened_data(config: TrainConfig) -> Any:
 
 
 def prepared(config: TrainConfig, data: Any = None) -> Prepared:
-    """Build the parts of a run; nothing is decoded or written yet.
+    """Build the parts of a run and try them on one image; nothing is decoded or written yet.
 
     Args:
         config: all options.
@@ -58,6 +59,7 @@ def prepared(config: TrainConfig, data: Any = None) -> Prepared:
         problem.backbone(network), fitting.criterion, classes=problem.classes, weights=config.loss.weights,
         options=with_teacher(config.loss, problem.backbone(network), card.input), mix=fitting.mix,
     )  # fmt: skip
+    try_once(network, objective, card, config)
     return Prepared(network, card, problem, objective, fitting.loaders, data, fitting.examples)
 
 
