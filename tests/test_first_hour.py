@@ -156,6 +156,13 @@ def test_pretrained_is_advised_where_weights_are_published(
     assert not any(map(published, models.names()))
 
 
+def test_help_says_how_images_are_limited() -> None:
+    """As the loaders do it: they draw nothing at random."""
+    told = {option.split()[0]: text for option, text, _ in help_module.described("train", [])["options"]}
+    for name in ("--max_train_images", "--max_val_images"):
+        assert "evenly spaced" in told[name]
+
+
 @pytest.mark.parametrize("name", commands.NAMES)
 def test_help_is_in_words(name: str) -> None:
     """Types that people read, the argument that is needed, and one spelling of an option everywhere."""

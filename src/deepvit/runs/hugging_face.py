@@ -119,7 +119,7 @@ def load(
 def missing(whole: nn.Module, path: str, keys: Iterable[str]) -> Missing | None:
     """What of the part at ``path`` is among ``keys``; None where nothing is. Poolers are not measured, so they do not count.
 
-    Parameters only: buffers (positions, say) are often made anew and in no file, which would hide that all weights lack.
+    Parameters only: buffers (positions, say) are often made anew and in no file: their names say nothing of the weights.
     """
     own = [key for key, _ in whole.named_parameters() if "pooler" not in key and key.startswith(path)]
     told = set(keys)
