@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ HERE = {
     "capture.md": ("images",),
     "cure.md": ("model", "deep run"),
     "export.md": ("exported",),
-    "report.md": ("reports", "model"),
+    "report.md": ("reports", "model", "trainer"),
     "segment.md": ("pairs",),
     "train.md": ("photographs",),
 }
@@ -107,6 +108,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     SOURCES._sources[:] = sources
 
 
+def hf_vit() -> torch.nn.Module:
+    """What a reader's ``transformers.Trainer`` holds; the trainer itself needs accelerate, which not everybody has."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes))
+
+
 def prepared(page: str, root: Path) -> dict[str, Any]:
     """The names that a page's pieces know, and the files that they read."""
     names: dict[str, Any] = {"deepvit": deepvit, "timm": timm, "torch": torch, "F": F}
@@ -117,6 +126,10 @@ def prepared(page: str, root: Path) -> dict[str, Any]:
             names["model"] = timm.create_model("vit_small_patch16_224", num_classes=10)
             names["images"], names["labels"] = torch.randn(4, 3, 224, 224), torch.tensor([1, 2, 3, 4])
             names["loader"] = [names["images"][:2]]
+        elif thing == "trainer":
+            names["trainer"] = SimpleNamespace(
+                model=hf_vit(), add_callback=lambda callback: callback.probe.measure(0)
+            )
         elif thing == "deep run":
             deepvit.train(data="digits", model="vit_tiny_patch16_224", model_args=DEEP, out="runs/a")
         elif thing == "reports":

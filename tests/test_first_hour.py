@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import deepvit
-from deepvit import commands
+from deepvit import commands, models
 from deepvit.cli import main
 from deepvit.commands import help as help_module
 from deepvit.data import InputSpec
 from deepvit.errors import UserError
+from deepvit.runs.subjects import published
 
 SHAPE = {"depth": 2, "img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
 LIMITED = 5
@@ -164,7 +165,8 @@ def test_python_diagnoses_what_the_shell_diagnoses(
     text = shown(
         capsys, "diagnose", "vit_tiny_patch16_224", "--data", "digits", *words, *common, "--out", "shell"
     )
-    assert text.startswith("vit_tiny_patch16_224 has random weights")
+    first = "vit_tiny_patch16_224 has random weights (untrained): add --pretrained for published ones."
+    assert " ".join(text.split()).startswith(first)
     report = deepvit.diagnose(
         "vit_tiny_patch16_224", "digits", model_args=SHAPE, images=4, lesions="off", device="cpu", out="python",
         progress=False,
@@ -176,6 +178,31 @@ def test_python_diagnoses_what_the_shell_diagnoses(
     assert list(shell["series"]) == list(python["series"])
     assert shell["provenance"]["data"] == python["provenance"]["data"] == "digits"
     assert report.metrics["blocks"] == python["blocks"]
+
+
+def test_pretrained_is_advised_where_weights_are_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None are of our own models: whoever followed the advice ended in an error."""
+    monkeypatch.chdir(tmp_path)
+    words = [word for key, value in SHAPE.items() for word in (f"--model.{key}", str(value))]
+    common = ["--data", "digits", "--images", "4", "--lesions", "off", "--device", "cpu", "--out", "shell"]
+    text = " ".join(shown(capsys, "diagnose", "deepvit_s_patch16_224", *words, *common).split())
+    way = "none are published under this name; give a checkpoint file with --arch, or a run folder"
+    assert text.startswith(f"deepvit_s_patch16_224 has random weights (untrained): {way}.")
+    assert "--pretrained" not in text
+    page = Path("shell", "report.html").read_text("utf-8")
+    assert way in page
+    assert "--pretrained" not in page
+    assert published("vit_small_patch16_224.augreg_in21k")
+    assert not any(map(published, models.names()))
+
+
+def test_help_says_how_images_are_limited() -> None:
+    """As the loaders do it: they draw nothing at random."""
+    told = {option.split()[0]: text for option, text, _ in help_module.described("train", [])["options"]}
+    for name in ("--max_train_images", "--max_val_images"):
+        assert "evenly spaced" in told[name]
 
 
 @pytest.mark.parametrize("name", commands.NAMES)

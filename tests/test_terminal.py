@@ -33,6 +33,13 @@ def test_lists_break_no_word(
         assert found.note in shown.splitlines()
 
 
+@pytest.mark.parametrize("what", KINDS)
+def test_a_pattern_that_nothing_contains_is_one_line(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show(listing(what, "zzz"))
+    shown = capsys.readouterr().out
+    assert re.fullmatch(rf"no \w+( source)? contains 'zzz': deepvit list {what} shows all\n", shown), shown
+
+
 ROWS = [["reattention+diversity", *["95.73 ± 1.37"] * 6], ["plain", *["84.77 ± 9.26"] * 6]]
 HEADINGS = ["method", "top-1 accuracy %", "similar blocks", "cross-layer similarity", "patch similarity, last block",
             "s an epoch", "parameters (M)"]  # fmt: skip

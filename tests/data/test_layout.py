@@ -64,6 +64,31 @@ def test_an_unknown_part_with_the_same_classes_is_questioned(tmp_path: Path) -> 
     assert open_data(spec, layout="classes").class_names == ["holdout", "train"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("names", [("trn", "vld"), ("a", "b"), ("fold1", "fold2", "fold3")])
+def test_folders_of_any_names_with_the_same_classes_are_questioned(
+    kind: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    members = {path: image for name in names for path, image in classes(2, f"{name}/").items()}
+    spec = place(kind, tmp_path, members)
+    for options in ({}, {"layout": "parts"}):
+        text = refusal(spec, **options)
+        assert f"/{names[0]} is neither a part's name nor surely a class" in text
+        assert "name the parts train/ and val/" in text
+        assert "--data.layout classes" in text
+    assert open_data(spec, layout="classes").class_names == list(names)
+
+
+def test_classes_that_share_one_folder_or_not_all_pass(tmp_path: Path) -> None:
+    """An archive's own folder below each class, and views that some classes lack, are no set of classes."""
+    one = {
+        path: image for name in ("bear", "cow") for path, image in classes(5, f"{name}/", ("images",)).items()
+    }
+    assert open_data(place("folder", tmp_path / "one", one)).class_names == ["bear", "cow"]
+    some = classes(5, "bear/", ("front", "side")) | classes(5, "cow/", ("front", "side", "top"))
+    assert open_data(place("folder", tmp_path / "some", some)).class_names == ["bear", "cow"]
+
+
 def test_parts_without_train_are_questioned(tmp_path: Path) -> None:
     spec = place("folder", tmp_path, classes(4, "val/") | classes(2, "test/"))
     assert "holds test, val but no train folder" in refusal(spec)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from deepvit.cli import main
 from deepvit.errors import UserError
@@ -125,11 +128,50 @@ def test_a_model_of_one_size_says_so(tmp_path: Path) -> None:
         load_subject(folder, model_args={"depth": 3})
 
 
-def test_weights_that_the_file_lacks_are_told(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+def rewritten(folder: str, change: Callable[[str], str | None]) -> str:
+    """The folder with its tensors under other names; None leaves a tensor out."""
+    path = Path(folder) / "model.safetensors"
+    state = {new: value for key, value in load_file(path).items() if (new := change(key)) is not None}
+    save_file(state, path, {"format": "pt"})
+    return folder
 
-    folder = Path(vit(tmp_path / "vit"))
-    state = load_file(folder / "model.safetensors")
-    gone = next(key for key in state if "layer" in key and key.endswith("weight"))
-    save_file({k: v for k, v in state.items() if k != gone}, folder / "model.safetensors", {"format": "pt"})
-    assert any("random" in note and "1 of" in note for note in load_subject(str(folder)).notes)
+
+def diagnosed(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """First line in the terminal, and the text of the report."""
+    words = ["--data", "digits", "--images", "2", "--lesions", "off", "--out", str(tmp_path / "out")]
+    assert main(["diagnose", folder, *words]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out.splitlines()[0], (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_weights_that_the_file_lacks_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    gone = "layer.1.attention"
+    folder = rewritten(vit(tmp_path / "vit"), lambda key: None if gone in key else key)
+    subject = load_subject(folder)
+    assert not subject.random
+    lacks = r"8 of its \d\d tensors are not in the file and are random \(first: \S+\)"
+    assert any(re.fullmatch(lacks, note) for note in subject.notes), subject.notes
+    first, page = diagnosed(folder, tmp_path, capsys)
+    assert re.fullmatch(rf"vit: {lacks}\.", first), first
+    assert "Not all weights were loaded:" in page
+    assert 'class="random"' not in page
+
+
+def test_a_file_of_other_names_leaves_random_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor under a prefix that the network does not have: nothing is loaded, and transformers only warns."""
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = rewritten(vit(tmp_path / "vit"), lambda key: f"student.backbone.{key}")
+    assert load_subject(folder).random
+    first, page = diagnosed(folder, tmp_path, capsys)
+    assert first.startswith("vit has random weights (untrained): none of its tensors is in the file")
+    assert "--pretrained" not in first
+    assert '<b class="random">random weights</b>' in page
+
+
+def test_a_whole_file_is_not_remarked_upon(tmp_path: Path) -> None:
+    subject = load_subject(vit(tmp_path / "vit"))
+    assert (subject.random, subject.remark) == (False, "")

@@ -38,7 +38,7 @@ from deepvit.collapse.results import (
 )
 from deepvit.collapse.verdict import decide
 from deepvit.errors import UserError
-from deepvit.report import compare_reports, diagnose, load, report_html, save, write_report
+from deepvit.report import compare_reports, diagnose, load, report_html, save, sentences, write_report
 from deepvit.report.charts import profiles, shown_metrics, thresholds
 from deepvit.report.compare import compare_html, curve_charts, distinct_names, outcome_table
 from deepvit.report.cure_commands import command
@@ -412,6 +412,13 @@ def test_healthy_verdict_leads_with_the_counts():
     assert results.verdict.kind == "healthy"
     assert lead(results).startswith("0 of 9 blocks are similar")
     assert spoken_blocks(results) == []
+
+
+def test_the_only_block_of_a_network_is_named_once():
+    counted = Counts(patches=[[0, 0.16], [0, 0.16]])
+    assert sentences.counts(counted) == "Patch similarity: 0.16 after block 0."
+    counted.patches[1] = [3, 0.25]
+    assert sentences.counts(counted) == "Patch similarity: 0.16 after block 0, 0.25 after block 3."
 
 
 def test_the_bracket_marks_what_the_verdict_speaks_of():

@@ -19,6 +19,7 @@ from deepvit.data.split import evenly_spaced
 from deepvit.errors import UserError
 from deepvit.report import Report
 from deepvit.report import diagnose as measure
+from deepvit.report.words import has_random_weights, weights_remark
 from deepvit.runs import pick_device
 from deepvit.runs.again import train_again
 from deepvit.runs.card import read_card
@@ -121,6 +122,8 @@ def diagnose(
         facts |= train_facts(model, spec, arch, model_args, pretrained)
     if network.random:
         facts["weights"] = "random"
+    if network.remark:
+        facts["weights_remark"] = network.remark
     known = {
         "name": network.name, "class_names": class_names, "normalize": (network.input.mean, network.input.std),
         "notes": network.notes, "score": network.score if labelled else None,
@@ -242,10 +245,13 @@ def show(report: Report) -> None:
 
     console = Console()
     verdict = report.verdict
-    if report.measurements.provenance.get("weights") == "random":
-        text = (
-            f"{report.measurements.name} has random weights (untrained): add --pretrained for published ones."
-        )
+    remark = weights_remark(report.measurements)
+    if has_random_weights(report.measurements):
+        remark = f" has random weights (untrained): {remark}".rstrip(": ")
+    elif remark:
+        remark = f": {remark}"
+    if remark:
+        text = f"{report.measurements.name}{remark}."
         console.print(text, style="bold", highlight=False, markup=False)
     console.print(verdict.headline + ".", style="bold", highlight=False, markup=False)
     console.print(verdict.body, highlight=False, markup=False)

@@ -10,6 +10,7 @@ from deepvit.errors import UserError
 from deepvit.terminal import print_table, say
 
 KINDS = ("models", "cures", "recipes", "data", "tasks")
+OF_ONE = {"models": "model", "cures": "cure", "recipes": "recipe", "data": "data source", "tasks": "task"}
 
 
 @dataclass
@@ -59,6 +60,8 @@ def listing(what: str, pattern: str = "") -> Listing:
         )
     if what in ("cures", "tasks", "data"):
         found.rows = [row for row in found.rows if pattern in row[0]]
+    if not found.rows:
+        found.note = f"no {OF_ONE[what]} contains {pattern!r}: deepvit list {what} shows all"
     return found
 
 
@@ -66,8 +69,8 @@ def list_models(pattern: str) -> Listing:
     """Our models; with a pattern, every model of timm whose name contains it."""
     import timm
 
-    own = models.table()
     if not pattern:
+        own = models.table()
         listed = of_dicts(own)
         listed.note = (
             f"and {len(timm.list_models()) - len(own)} models of timm: deepvit list models --pattern TEXT"
@@ -85,7 +88,8 @@ def of_dicts(rows: list[dict[str, str]]) -> Listing:
 
 def show(found: Listing) -> None:
     """Print the list."""
-    print_table(found.headings, found.rows)
+    if found.rows:
+        print_table(found.headings, found.rows)
     if found.note:
         say(found.note)
 

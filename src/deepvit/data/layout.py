@@ -97,7 +97,8 @@ def split_by_name(listing: Listing, layout: str | None = None) -> Parts | None:
     """The parts of a listing whose top folders are named so (below at most one common folder, in any case).
 
     Names near to train, val, test are questioned rather than taken for classes: ``train/`` beside a misspelt
-    ``vall/`` would train on two classes of those names. ``layout`` "classes" takes every name for a class's,
+    ``vall/`` would train on two classes of those names. So are folders of any names that all hold the same classes.
+    ``layout`` "classes" takes every name for a class's,
     "parts" demands parts. Returns None when the folders are classes; raises ``UserError`` for a doubtful name,
     an empty part, and parts that were demanded and are not there.
     """
@@ -186,17 +187,23 @@ def slips(a: str, b: str) -> int:
 def _question(listing: Listing, prefix: str, tops: set[str]) -> None:
     """Raises where folders that would be taken for classes look like parts.
 
-    They do when every name is a part's or near to one, and when one is and holds the same folders as another: classes.
+    They do when every name is a part's or near to one, when one is and holds the same folders as another: classes; and,
+    whatever their names, when all hold the same two or more folders, as trn/ and vld/ do.
     """
-    likely = {name: part for name in sorted(tops) if (part := _part(name) or _near(name))}
-    if len(tops) < 2 or not likely:
+    if len(tops) < 2:
         return
+    likely = {name: part for name in sorted(tops) if (part := _part(name) or _near(name))}
     doubtful = [name for name in sorted(tops) if _part(name) is None]
     inside: dict[str, set[str]] = {name: set() for name in tops}
     for path in listing.paths:
         parts = path[len(prefix) :].split("/")
         if len(parts) > 2:
             inside[parts[0]].add(parts[1])
+    # One shared folder is a habit of unpacked archives (cat/images, dog/images); several are a set of classes.
+    first = inside[min(tops)]
+    alike = len(first) > 1 and all(folders == first for folders in inside.values())
+    if not likely and not alike:
+        return
     shared = any(
         inside[name] & inside[other] for name in likely for other in tops if other != name and inside[other]
     )
@@ -205,7 +212,7 @@ def _question(listing: Listing, prefix: str, tops: set[str]) -> None:
             f"{listing.place}/{prefix} holds {', '.join(sorted(tops))} but no train folder; add or rename it, or give "
             "--data.layout classes if the folders are classes"
         )
-    if not doubtful or not (shared or len(likely) == len(tops)):
+    if not doubtful or not (shared or alike or len(likely) == len(tops)):
         return
     worst = next((name for name in doubtful if name in likely), doubtful[0])
     raise _doubt(listing, prefix, worst)

@@ -94,9 +94,10 @@ def counts(told: Counts) -> str:
         parts.append(words + f"; similarities lie between {_n(told.lowest)} and {_n(told.highest)}.")
     if told.patches:
         (first, at_first), (last, at_last) = told.patches
-        parts.append(
-            f"Patch similarity: {_n(at_first)} after block {first:.0f}, {_n(at_last)} after block {last:.0f}."
-        )
+        ends = [f"{_n(at_first)} after block {first:.0f}"]
+        if last != first:  # of one block both ends are the same
+            ends.append(f"{_n(at_last)} after block {last:.0f}")
+        parts.append(f"Patch similarity: {', '.join(ends)}.")
     return " ".join(parts)
 
 

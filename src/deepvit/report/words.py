@@ -11,7 +11,9 @@ from deepvit.report import charts, sentences
 from deepvit.report.run import run_facts
 
 # Keys of the provenance that a table of facts is no place for; collapse.json has them.
-_NOT_SHOWN = frozenset({"plan", "shares_of_images", "train", "sampling", "skipped", "capture", "run"})
+_NOT_SHOWN = frozenset(
+    {"plan", "shares_of_images", "train", "sampling", "skipped", "capture", "run", "weights_remark"}
+)
 _FACTS = {
     "images": "images",
     "attention_images": "images with attention measured",
@@ -108,6 +110,11 @@ def spoken_blocks(result: Measurements) -> list[int]:
 def has_random_weights(result: Measurements) -> bool:
     """Whether the network was measured as it was initialised; whoever made it says so in ``provenance``."""
     return result.provenance.get("weights") == "random"
+
+
+def weights_remark(result: Measurements) -> str:
+    """What has to be said of the weights: where there are trained ones, or which were not loaded; mostly nothing."""
+    return str(result.provenance.get("weights_remark") or "")
 
 
 def subject(result: Measurements) -> str:

@@ -29,6 +29,7 @@ from deepvit.report.words import (
     model_facts,
     subject,
     trained_facts,
+    weights_remark,
 )
 from deepvit.report.worth import cell_of, lesion_charts, lesion_columns
 
@@ -75,6 +76,7 @@ def report_html(
         subject=subject(results),
         trained=trained_facts(results),
         random=has_random_weights(results),
+        remark=weights_remark(results),
         lead=lead(results),
         cures=cure_rows(results),
         margins=margins(results),

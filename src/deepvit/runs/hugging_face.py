@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,15 @@ from deepvit.errors import UserError
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Pillow's numbers, as processors keep them."""
 TAKEN = "pixel_values"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Parameters of a network that its file does not hold: they are as they were initialised."""
+
+    count: int
+    of: int
+    first: str
 
 
 class PixelValues(nn.Module):
@@ -56,7 +67,7 @@ def patches_of(images: Tensor, side: int) -> tuple[Tensor, int, int]:
 
 def load(
     name: str, local: bool, img_size: int | None = None
-) -> tuple[nn.Module, InputSpec, list[str] | None, list[str]]:
+) -> tuple[nn.Module, InputSpec, list[str] | None, list[str], Missing | None]:
     """A Hugging Face model by its hub name or local folder; a classifier where the folder holds one.
 
     Args:
@@ -65,7 +76,7 @@ def load(
         img_size: side of the images instead of that of the model's processor.
 
     Returns:
-        the network, how its images are prepared, the names of its classes, and notes for the report.
+        the network, how its images are prepared, the names of its classes, notes for the report, and what its file lacks.
 
     Raises:
         UserError: it cannot be loaded, is no image model, or does not take images of this size.
@@ -95,16 +106,25 @@ def load(
     path, model = found
     if path:
         notes.append(f"of {type(whole).__name__} the vision tower is looked at ({path})")
-    lost = [key for key in info["missing_keys"] if "pooler" not in key and key.startswith(path)]
-    if lost:
-        notes.append(f"{len(lost)} of its tensors are not in the file and are random (first: {lost[0]})")
+    gone = missing(whole, path, info["missing_keys"])
     prepared, more = preparation(name, model)
     notes += more
     if img_size is not None:
         prepared = InputSpec(img_size, prepared.mean, prepared.std, prepared.interpolation, 1.0)
     network = sized(name, model, prepared, asked=img_size is not None)
     names = list(config.id2label.values()) if classifies and getattr(config, "id2label", None) else None
-    return network, prepared, names, notes
+    return network, prepared, names, notes, gone
+
+
+def missing(whole: nn.Module, path: str, keys: Iterable[str]) -> Missing | None:
+    """What of the part at ``path`` is among ``keys``; None where nothing is. Poolers are not measured, so they do not count.
+
+    Parameters only: buffers (positions, say) are often made anew and in no file: their names say nothing of the weights.
+    """
+    own = [key for key, _ in whole.named_parameters() if "pooler" not in key and key.startswith(path)]
+    told = set(keys)
+    lost = [key for key in own if key in told]
+    return Missing(len(lost), len(own), lost[0]) if lost else None
 
 
 def arguments(model: nn.Module) -> set[str]:

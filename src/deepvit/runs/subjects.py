@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import nn
 from torchmetrics import Metric
 
@@ -43,6 +44,8 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     random: bool = False
     """Whether the weights are those that the network starts with: nothing was loaded."""
+    remark: str = ""
+    """What has to be said of the weights: where there are trained ones, or which of them were not loaded."""
     problem: Task | None = None
     open: Callable[..., Any] | None = None
     """Opens the data of a run as its task does; ``more`` are options of the source over the run's own."""
@@ -93,8 +96,27 @@ def load_subject(
         offer = f"; a model of the hub is hf:{spec}" if spec.count("/") == 1 and spec[0] not in "./" else ""
         raise UserError(f"there is no file or folder {spec}{offer}")
     model = models.create(spec, pretrained=pretrained, **arguments)
-    notes = [] if pretrained else ["the weights are random (untrained): add --pretrained for published ones"]
-    return Subject(spec, model, input_of(model, arguments), notes=notes, random=not pretrained)
+    subject = Subject(spec, model, input_of(model, arguments))
+    return subject if pretrained else untrained(subject, PUBLISHED if published(spec) else UNPUBLISHED)
+
+
+PUBLISHED = "add --pretrained for published ones"
+UNPUBLISHED = "none are published under this name; give a checkpoint file with --arch, or a run folder"
+
+
+def published(name: str) -> bool:
+    """Whether ``--pretrained`` finds weights for a timm name; a hub name is taken to have some."""
+    if ":" in name:
+        return True
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and bool(config.has_weights)
+
+
+def untrained(subject: Subject, remark: str) -> Subject:
+    """The subject, told to have the weights that it starts with; ``remark``: where there are others."""
+    subject.random, subject.remark = True, remark
+    subject.notes.append(f"the weights are random (untrained): {remark}")
+    return subject
 
 
 def is_run(path: Path) -> bool:
@@ -165,8 +187,8 @@ def from_torchvision(name: str, pretrained: bool) -> Subject:
     prepared = InputSpec(
         size, tuple(transform.mean), tuple(transform.std), transform.interpolation.value, size / resize
     )
-    notes = [] if pretrained else ["the weights are random (untrained): add --pretrained for published ones"]
-    return Subject(f"torchvision:{name}", model, prepared, notes=notes, random=not pretrained)
+    subject = Subject(f"torchvision:{name}", model, prepared)
+    return subject if pretrained else untrained(subject, PUBLISHED)
 
 
 def from_hugging_face(name: str, local: bool, arguments: dict[str, Any]) -> Subject:
@@ -179,5 +201,14 @@ def from_hugging_face(name: str, local: bool, arguments: dict[str, Any]) -> Subj
     size = arguments.get("img_size")
     if size is not None and (not isinstance(size, int) or size < 1):
         raise UserError(f"--model.img_size takes a number of pixels, not {size!r}")
-    model, prepared, names, notes = hugging_face.load(name, local, size)
-    return Subject(Path(name).name if local else f"hf:{name}", model, prepared, names, notes=notes)
+    model, prepared, names, notes, gone = hugging_face.load(name, local, size)
+    subject = Subject(Path(name).name if local else f"hf:{name}", model, prepared, names, notes=notes)
+    if gone is None:
+        return subject
+    if gone.count == gone.of:
+        return untrained(subject, f"none of its tensors is in the file under its name (first: {gone.first})")
+    subject.remark = (
+        f"{gone.count} of its {gone.of} tensors are not in the file and are random (first: {gone.first})"
+    )
+    subject.notes.append(subject.remark)
+    return subject

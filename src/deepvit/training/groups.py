@@ -79,9 +79,9 @@ class ImageOptions:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation; what is not set is chosen by the size of the images."""
     max_train_images: int | None = None
-    """Train on at most this many images (a fixed random subset)."""
+    """Train on at most this many images, evenly spaced over the set (by class, where it is sorted so)."""
     max_val_images: int | None = None
-    """Validate on at most this many images (a fixed random subset)."""
+    """Validate on at most this many images, evenly spaced in the same way."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What an image that cannot be read does: stop ends the run, skip leaves it out and counts it (up to 5% of them)."""
 
