@@ -82,8 +82,10 @@ def under_docs(text: str) -> str:
 
 
 def home() -> str:
-    """README is the first page."""
-    return under_docs((ROOT / "README.md").read_text("utf-8"))
+    """README is the first page; what the records come to is the page of their folder."""
+    return under_docs((ROOT / "README.md").read_text("utf-8")).replace(
+        "](records/README.md)", "](records/index.md)"
+    )
 
 
 def records() -> str:
