@@ -138,6 +138,20 @@ def test_diagnose_says_that_it_took_images_whatever_their_folders_mean(
     assert "vall" in said
 
 
+def test_predictions_go_into_a_file_or_a_folder_by_the_name(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    image = str(next((photographs / "val" / "leaf").iterdir()))
+    deepvit.predict(str(run), [image], device="cpu", out=str(tmp_path / "labels.json"))
+    deepvit.predict(str(run), [image], device="cpu", out=str(tmp_path / "labels"))
+    kept = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "labels.json", tmp_path / "labels" / "predictions.json")
+    ]
+    assert kept[0] == kept[1]
+    assert kept[0][0]["image"] == image
+
+
 def test_evaluate_says_one_name_and_no_top_5_of_two(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
