@@ -8,6 +8,8 @@ from collapse.constructed import images, network
 from deepvit import cures
 from deepvit.collapse import verdict as judging
 from deepvit.collapse.catalogue import METRICS
+from deepvit.collapse.lesions.effects import Effect, Lesions
+from deepvit.collapse.lesions.lines import keeps_answer
 from deepvit.collapse.remedies import block_range, cures_for
 from deepvit.collapse.results import BlockFacts, Series
 from deepvit.collapse.stretches import find_stretch
@@ -231,3 +233,18 @@ def test_a_verdict_is_made_of_parts():
     assert finding.number("entropy") is None
     assert (verdict.counts.similar, verdict.counts.comparable) == (7, 11)
     assert not any(isinstance(value, str) and " " in value for value in vars(finding).values())
+
+
+@pytest.mark.parametrize(("task", "changed", "score", "kept"), [
+    ("dense", 0.02, 51.4, False),
+    ("dense", 0.008, 47.3, False),
+    ("dense", 0.008, 51.0, True),
+    ("classification", 1 / 14, 51.4, True),
+    ("classification", 2 / 14, 51.4, False),
+])  # fmt: skip
+def test_a_few_images_of_many_pixels_are_no_small_sample(
+    task: str, changed: float, score: float, kept: bool
+) -> None:
+    """Of 14 images one may change whatever is done; two pixels of a hundred, or four points of mean IoU, may not."""
+    found = Lesions(task=task, images=14, told_apart=1.0, score_name="mean IoU", score=51.4)
+    assert keeps_answer(found, Effect("block", [3, 4, 5], 0.008, 0.001, changed, score)) is kept

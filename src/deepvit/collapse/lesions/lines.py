@@ -53,8 +53,10 @@ def keeps_answer(found: Lesions, effect: Effect) -> bool:
 
 
 def _answers_stay(found: Lesions, effect: Effect) -> bool:
-    # One image of a small sample may change whatever is done: its share then says little.
-    slack = CHANGED if found.images >= 1 / CHANGED else 1 / max(1, found.images)
+    # One image of a small sample may change whatever is done: its share then says little. Of a dense output pixels are
+    # counted, and a few images have thousands.
+    few = found.images < 1 / CHANGED and found.task != "dense"
+    slack = 1 / max(1, found.images) if few else CHANGED
     if effect.changed is not None and effect.changed > slack:
         return False
     return (
