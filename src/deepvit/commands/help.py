@@ -81,7 +81,9 @@ def stored() -> dict[str, Any]:
 def described(name: str, words: list[str], task: Any = None) -> dict[str, Any]:
     """What help says of a command, read off the command itself; ``task`` is that of the run that would be named."""
     command = find(name)
-    chosen = command.options(words) if task is None else [*command.own, *command.of_task(task)]  # type: ignore[misc]
+    chosen = command.options(words)
+    if task is not None and command.of_task is not None:
+        chosen = [*command.own, *command.of_task(task)]
     shown = [f"{o.name.upper()}{' ...' if o.kind == 'list' else ''}" for o in command.positional]
     options = [
         [f"--{o.typed} {value_name(o)}".rstrip(), o.help + told_default(o), group_of(o)] for o in chosen
